@@ -1,0 +1,1 @@
+"""The kinds of thing that can be reserved, a folder each."""

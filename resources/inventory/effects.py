@@ -1,0 +1,66 @@
+"""What Try, Confirm and Cancel do to stock.
+
+`available + held = on_hand` always: a Try moves units from available to held, a Cancel back, a Confirm takes them off
+the shelf. One batch decides for many claims on the same shelf at once: a running sum over the claims in their order
+says which still fit. A claim that would fit alone, but not behind the others, is decided again when those others are
+settled, so that a large claim which is refused never refuses the small ones behind it.
+"""
+
+from __future__ import annotations
+
+from tcc.resource import Effects
+
+_LINES = """ROWS FROM (jsonb_to_recordset({claim} -> 'lines') AS (sku text, location text, quantity bigint))
+    WITH ORDINALITY AS x(sku, location, quantity, line)"""
+
+EFFECTS = Effects(
+    decide=f"""
+lines AS MATERIALIZED (
+  SELECT f.ord, f.tenant_id, x.sku, COALESCE(x.location, 'default') AS location, x.quantity, x.line - 1 AS line
+  FROM fresh f CROSS JOIN LATERAL {_LINES.format(claim="f.claim")}),
+shelf AS MATERIALIZED (
+  SELECT i.tenant_id, i.sku, i.location, i.available FROM inventory_items i
+  WHERE (i.tenant_id, i.sku, i.location) IN (SELECT l.tenant_id, l.sku, l.location FROM lines l)
+  ORDER BY i.tenant_id, i.sku, i.location FOR NO KEY UPDATE),
+weighed AS (
+  SELECT l.*, s.available,
+    sum(l.quantity) OVER (PARTITION BY l.tenant_id, l.sku, l.location ORDER BY l.ord) AS wanted
+  FROM lines l LEFT JOIN shelf s USING (tenant_id, sku, location)),
+decided AS MATERIALIZED (
+  SELECT ord,
+    CASE WHEN bool_or(available IS NULL) THEN 'unknown_sku'
+         WHEN bool_or(quantity > available) THEN 'insufficient_stock'
+         WHEN bool_or(wanted > available) THEN 'again'
+         ELSE 'tried' END AS code,
+    NOT bool_or(available IS NULL) AS kept,
+    jsonb_agg(jsonb_build_object(
+        'field', 'lines[' || line || ']',
+        'code', CASE WHEN available IS NULL THEN 'unknown_sku' ELSE 'insufficient_stock' END,
+        'detail', COALESCE('Only ' || available || ' of ' || sku || ' available at ' || location || '.',
+                           'There is no SKU ' || sku || ' at ' || location || '.'),
+        'requested', quantity, 'available', available) ORDER BY line)
+      FILTER (WHERE available IS NULL OR quantity > available) AS detail
+  FROM weighed GROUP BY ord)""",
+    on_try="""
+taken AS (
+  UPDATE inventory_items i SET available = i.available - t.quantity, held = i.held + t.quantity
+  FROM (SELECT l.tenant_id, l.sku, l.location, sum(l.quantity) AS quantity
+        FROM accepted a JOIN lines l USING (ord) GROUP BY 1, 2, 3) t
+  WHERE i.tenant_id = t.tenant_id AND i.sku = t.sku AND i.location = t.location)""",
+    on_move=f"""
+lines AS MATERIALIZED (
+  SELECT m.tenant_id, x.sku, COALESCE(x.location, 'default') AS location, sum(x.quantity) AS quantity,
+    COALESCE(sum(x.quantity) FILTER (WHERE m.target = 'confirmed'), 0) AS sold
+  FROM moved m CROSS JOIN LATERAL {_LINES.format(claim="m.claim")}
+  WHERE m.source = 'tried' AND m.target IN ('confirmed', 'cancelled')
+  GROUP BY 1, 2, 3),
+shelf AS MATERIALIZED (
+  SELECT i.tenant_id, i.sku, i.location, l.quantity, l.sold
+  FROM lines l JOIN inventory_items i USING (tenant_id, sku, location)
+  ORDER BY i.tenant_id, i.sku, i.location FOR NO KEY UPDATE OF i),
+returned AS (
+  UPDATE inventory_items i SET held = i.held - s.quantity, on_hand = i.on_hand - s.sold, sold = i.sold + s.sold,
+    available = i.available + s.quantity - s.sold
+  FROM shelf s
+  WHERE i.tenant_id = s.tenant_id AND i.sku = s.sku AND i.location = s.location)""",
+)

@@ -1,0 +1,25 @@
+"""The API's composition root: an ASGI application from environment variables, for uvicorn's factory mode."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from typing import Any
+
+from resources.registry import RESOURCES
+from tcc.http.app import create_app
+from tcc.logs import configure_logs
+from tcc.service import open_service
+from tcc.settings import Settings
+
+
+def create() -> Any:
+    """The API. Raises `SettingsError` where the environment makes no sense."""
+    environment = dict(os.environ)
+    settings = Settings.from_environment(environment)
+    configure_logs(settings.log_format, settings.log_level)
+    return create_app(
+        lambda: open_service(settings, RESOURCES, environment, application="tcc-api"),
+        version=version("tcc"),
+        max_body_bytes=settings.max_body_bytes,
+    )

@@ -1,0 +1,335 @@
+"""The batcher: many commands, one database transaction.
+
+Whoever wants a change of state submits a `Group`: commands that are applied in their order, in one transaction, each
+only if the one before it came out well. A lane takes what has queued up while its last batch was running, applies all
+of it with as few set-based statements as there are kinds of command in it, commits, and only then answers. No timer:
+under load batches grow by themselves, and one hot row is updated once for many reservations.
+
+A batch that fails is retried in halves until the poisonous group stands alone. A caller that goes away doesn't undo
+its commands: they run in the lane's own task. The idea is PostgreSQL's group commit, one level up; TigerBeetle builds
+a database on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+import msgspec
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tcc import idempotency, transactions
+from tcc.commands import Begin, Command, Move, MoveTransaction, Outcome, Try
+from tcc.db import Database, Failure, failure_of
+from tcc.errors import OutcomeUnknown, Overloaded, TccError
+from tcc.idempotency import Claim, Held, KeyRef, Reply
+from tcc.metrics import Metrics
+from tcc.reservations import AGAIN, Moves, Tries
+from tcc.resource import Resource
+
+log = structlog.get_logger(__name__)
+
+Render = Callable[[Sequence[Outcome[Any]]], Reply | None]
+"""The reply to a request, from the outcomes of its commands; None as long as there is nothing to say."""
+
+FORGET: Final = Reply(0, b"")
+"""What `Render` returns to forget the key: nothing came of the request, and it may be mended and sent again."""
+
+ATTEMPTS: Final = 6
+"""How often a batch is tried again after conflicts or lost connections before its callers are told."""
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """Commands that are applied in order, in one transaction; one that fails stops those behind it.
+
+    `claim` is the idempotency key that the request came with: if somebody holds it already, nothing is applied.
+    `render` makes the reply that is stored, in the same transaction, under `claim` or `answers`.
+    """
+
+    commands: Sequence[Command]
+    claim: Claim | None = None
+    answers: KeyRef | None = None
+    render: Render | None = None
+
+    def touches(self) -> set[Hashable]:
+        """What no two groups of one batch may share, since one statement can't change a row twice."""
+        touched: set[Hashable] = {(getattr(c, "resource", None), c.tenant_id, c.id) for c in self.commands}
+        key = self.claim.ref if self.claim else self.answers
+        return touched | {key} if key else touched
+
+    def tries(self) -> bool:
+        return any(isinstance(command, (Try, Begin)) for command in self.commands)
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What became of a group: outcomes of the commands that were applied, and the reply as it is stored.
+
+    `held` is set, and nothing was applied, where somebody holds the idempotency key.
+    """
+
+    outcomes: Sequence[Outcome[Any]]
+    reply: Reply | None = None
+    held: Held | None = None
+
+
+class Applier(Protocol):
+    """Applies commands of one kind, of one resource, in one statement."""
+
+    async def apply(self, connection: AsyncConnection, commands: Sequence[Any]) -> list[Outcome[Any]]: ...
+
+
+class Statements:
+    """Which statement applies a command, and in which order statements come in a transaction.
+
+    The order is the order of locks: transactions first, then resource by resource.
+    """
+
+    def __init__(self, resources: Sequence[Resource], *, lease_seconds: float) -> None:
+        self._ranks: dict[str | None, int] = {None: 0}
+        self._appliers: dict[tuple[type[Command], str | None], Applier] = {
+            (Begin, None): transactions.Begins(),
+            (MoveTransaction, None): transactions.TransactionMoves(lease_seconds=lease_seconds),
+        }
+        for rank, resource in enumerate(resources, start=1):
+            self._ranks[resource.name] = rank
+            self._appliers[Try, resource.name] = Tries(resource, lease_seconds=lease_seconds)
+            self._appliers[Move, resource.name] = Moves(resource, lease_seconds=lease_seconds)
+
+    def rank(self, command: Command) -> tuple[int, bool]:
+        return self._ranks[getattr(command, "resource", None)], isinstance(command, (Move, MoveTransaction))
+
+    async def apply(self, connection: AsyncConnection, commands: Sequence[Command]) -> list[Outcome[Any]]:
+        """Apply commands of one rank."""
+        first = commands[0]
+        return await self._appliers[type(first), getattr(first, "resource", None)].apply(connection, commands)
+
+
+class _Running:
+    """A group on its way through a batch."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.outcomes: list[Outcome[Any]] = []
+        self.held: Held | None = None
+        self.stopped = not group.commands
+
+    @property
+    def head(self) -> Command:
+        return self.group.commands[len(self.outcomes)]
+
+    def take(self, outcome: Outcome[Any]) -> None:
+        if outcome.code != AGAIN:
+            self.outcomes.append(outcome)
+            self.stopped = not outcome.ok or len(self.outcomes) == len(self.group.commands)
+
+
+async def apply_groups(connection: AsyncConnection, groups: Sequence[Group], statements: Statements) -> list[Result]:
+    """Apply groups in the transaction that `connection` is in; the caller commits.
+
+    Statement after statement: of the commands that are next in their groups, those of the lowest rank go together.
+    """
+    running = [_Running(group) for group in groups]
+    claiming = [r for r in running if r.group.claim]
+    if claiming:
+        held = await idempotency.claim(connection, [r.group.claim for r in claiming if r.group.claim])
+        for r, holder in zip(claiming, held, strict=True):
+            r.held = holder
+            r.stopped = r.stopped or holder is not None
+    late = [c for r in running if not r.stopped for c in r.group.commands[1:] if isinstance(c, MoveTransaction)]
+    if late:
+        await transactions.lock(connection, [(c.tenant_id, c.id) for c in late])
+    while active := [r for r in running if not r.stopped]:
+        rank = min(statements.rank(r.head) for r in active)
+        chosen = [r for r in active if statements.rank(r.head) == rank]
+        outcomes = await statements.apply(connection, [r.head for r in chosen])
+        for r, outcome in zip(chosen, outcomes, strict=True):
+            r.take(outcome)
+    return await _answer(connection, running)
+
+
+async def _answer(connection: AsyncConnection, running: Sequence[_Running]) -> list[Result]:
+    """Store the replies of those that have one now, and forget the keys of those that came to nothing."""
+    stored: list[tuple[KeyRef, Reply]] = []
+    released: list[KeyRef] = []
+    results = []
+    for r in running:
+        reply = None
+        if r.held is None and r.group.render is not None:
+            reply = r.group.render(r.outcomes)
+            ref = r.group.claim.ref if r.group.claim else r.group.answers
+            if ref and reply is FORGET:
+                released.append(ref)
+            elif ref and reply:
+                stored.append((ref, reply))
+        results.append(Result(r.outcomes, reply, r.held))
+    if stored:
+        await idempotency.store(connection, stored)
+    if released:
+        await idempotency.release(connection, released)
+    return results
+
+
+class Lane:
+    """One queue, one connection, one batch at a time."""
+
+    def __init__(
+        self, name: str, database: Database, statements: Statements, metrics: Metrics, *, batch: int, queue: int
+    ) -> None:
+        self._name = name
+        self._database = database
+        self._statements = statements
+        self._metrics = metrics
+        self._batch = batch
+        self._limit = queue
+        self._waiting: deque[tuple[Group, asyncio.Future[Result]]] = deque()
+        self._arrived = asyncio.Event()
+        self._closing = False
+        self._connection: AsyncConnection | None = None
+        self._task = asyncio.create_task(self._run(), name=f"lane {name} of {database.name}")
+
+    async def submit(self, group: Group) -> Result:
+        """Queue a group, and wait until it is committed. Cancelling the caller doesn't undo it."""
+        if self._closing or len(self._waiting) >= self._limit:
+            raise Overloaded
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((group, future))
+        self._arrived.set()
+        return await asyncio.shield(future)
+
+    async def close(self) -> None:
+        """Finish what was accepted, then stop."""
+        self._closing = True
+        self._arrived.set()
+        await self._task
+
+    async def _run(self) -> None:
+        while True:
+            if not self._waiting:
+                if self._closing:
+                    break
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            taken = self._take()
+            try:
+                await self._settle(taken)
+            except Exception as error:  # a lane that dies would hang everybody: tell these, and go on
+                log.exception("batch_failed", lane=self._name, database=self._database.name)
+                self._fail(taken, error)
+        await self._drop()
+
+    def _take(self) -> list[tuple[Group, asyncio.Future[Result]]]:
+        """The next groups, in order, no two of which touch the same row."""
+        taken = []
+        blocked: set[Hashable] = set()
+        passed = []
+        while self._waiting and len(taken) < self._batch and len(passed) < self._batch:
+            entry = self._waiting.popleft()
+            touched = entry[0].touches()
+            if blocked.isdisjoint(touched):
+                taken.append(entry)
+            else:
+                passed.append(entry)
+            blocked |= touched
+        self._waiting.extendleft(reversed(passed))
+        return taken
+
+    async def _settle(self, taken: Sequence[tuple[Group, asyncio.Future[Result]]]) -> None:
+        """Apply and commit groups, and answer them; in halves where the server refuses the whole."""
+        for attempt in range(1, ATTEMPTS + 1):
+            started = time.perf_counter()
+            try:
+                results = await self._commit([group for group, _ in taken])
+            except Exception as error:
+                failure = failure_of(error)
+                self._metrics.batch_failures.labels(failure.name.lower()).inc()
+                if failure is Failure.POISON:
+                    if len(taken) == 1:
+                        log.error("poisonous_group", lane=self._name, commands=repr(taken[0][0].commands), error=repr(error))
+                        self._fail(taken, TccError("internal_error"))
+                    else:
+                        middle = len(taken) // 2
+                        await self._settle(taken[:middle])
+                        await self._settle(taken[middle:])
+                    return
+                log.warning("batch_retried", lane=self._name, failure=failure.name, attempt=attempt, error=str(error)[:300])
+                if attempt == ATTEMPTS:
+                    self._fail(taken, OutcomeUnknown())
+                    return
+                await asyncio.sleep(random.uniform(0.01, 0.05) * 2**attempt if failure is Failure.LOST else 0)
+            else:
+                self._metrics.batch_size.observe(len(taken))
+                self._metrics.batch_seconds.observe(time.perf_counter() - started)
+                for (_, future), result in zip(taken, results, strict=True):
+                    if not future.done():
+                        future.set_result(result)
+                return
+
+    async def _commit(self, groups: Sequence[Group]) -> list[Result]:
+        if self._connection is None:
+            self._connection = await self._database.batches.connect()
+        connection = self._connection
+        try:
+            async with connection.begin():
+                return await apply_groups(connection, groups, self._statements)
+        except Exception as error:
+            if failure_of(error) is Failure.LOST:
+                await self._drop(broken=True)
+            raise
+
+    async def _drop(self, *, broken: bool = False) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            if broken:
+                await connection.invalidate()
+            await connection.close()
+        except Exception as error:
+            log.info("connection_not_closed", database=self._database.name, error=str(error)[:200])
+
+    def _fail(self, taken: Sequence[tuple[Group, asyncio.Future[Result]]], error: BaseException) -> None:
+        for _, future in taken:
+            if not future.done():
+                future.set_exception(error)
+
+
+class Batcher:
+    """The lanes of one database. Tries have one of their own, so that decisions don't queue behind them."""
+
+    def __init__(
+        self,
+        database: Database,
+        resources: Sequence[Resource],
+        metrics: Metrics,
+        *,
+        lease_seconds: float,
+        batch: int = 32,
+        queue: int = 4096,
+    ) -> None:
+        statements = Statements(resources, lease_seconds=lease_seconds)
+        self.database = database
+        self._lanes: Mapping[bool, Lane] = {
+            tries: Lane("try" if tries else "move", database, statements, metrics, batch=batch, queue=queue)
+            for tries in (True, False)
+        }
+
+    async def submit(self, group: Group) -> Result:
+        """Apply a group of commands, together with everybody else's.
+
+        Raises `Overloaded` when the queue is full, `OutcomeUnknown` when the database went away.
+        """
+        return await self._lanes[group.tries()].submit(group)
+
+    async def close(self) -> None:
+        """Finish what was accepted, then stop."""
+        for lane in self._lanes.values():
+            await lane.close()
+
+

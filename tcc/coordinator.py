@@ -1,0 +1,392 @@
+"""Drives transactions: asks the planner what may be done, submits commands, asks the outside, records what came back.
+
+No SQL and no HTTP in here. Whoever drives (the request that began it, or a worker after a crash) starts from what is
+known, and every step is safe to take twice: rows move only from the states the machine allows, and the outside is
+asked under keys that never change. Two drivers at once get in each other's way, but do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from tcc import reads
+from tcc.asking import Asking, fields
+from tcc.batch import Batcher, Group, Result
+from tcc.commands import (
+    Begin,
+    BranchPlan,
+    Command,
+    Context,
+    Move,
+    MoveTransaction,
+    Outcome,
+    ReservationView,
+    TransactionView,
+    Try,
+)
+from tcc.errors import Rejected
+from tcc.idempotency import Claim, KeyRef, Reply
+from tcc.ids import new_id
+from tcc.machine import Event, Reason, State
+from tcc.protocols.tcc import AskBranch, Branch, Known, MoveBranch, MoveWhole, Park, Step, TryBranch, assume, plan
+from tcc.settings import Settings
+from tcc.stores import Stores
+
+log = structlog.get_logger(__name__)
+
+MAX_ROUNDS: Final = 64
+"""More rounds than any transaction needs; a driver that has taken them leaves the rest to a sweep."""
+
+
+class BranchState(msgspec.Struct, frozen=True):
+    """A branch as far as a driver knows it. `refusal` where a Try was refused and left no row."""
+
+    plan: BranchPlan
+    view: ReservationView | None = None
+    refusal: str | None = None
+    detail: Any = None
+
+    @property
+    def state(self) -> State | None:
+        """None while it was never recorded."""
+        return State.REFUSED if self.refusal else (self.view.state if self.view else None)
+
+
+class Transaction(msgspec.Struct, frozen=True):
+    """A transaction as far as a driver knows it. `overdue`: its deadline has passed, says the database's clock."""
+
+    view: TransactionView
+    branches: tuple[BranchState, ...]
+    overdue: bool = False
+
+
+TransactionReply = Callable[[Transaction], Reply | None]
+"""The reply to the request that began a transaction, or None while there is nothing final to say."""
+
+
+Wake = Callable[[str, UUID, float], None]
+"""Have a transaction (its tenant and id) driven in so many seconds; may come to nothing."""
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """What became of a request to begin. `transaction` is None where somebody else holds the idempotency key."""
+
+    transaction: Transaction | None
+    result: Result
+
+
+class Coordinator:
+    """Begins, decides and drives transactions."""
+
+    def __init__(self, stores: Stores, asking: Asking, settings: Settings, wake: Wake) -> None:
+        self._stores = stores
+        self._asking = asking
+        self._settings = settings
+        self._wake = wake
+
+    async def begin(
+        self,
+        context: Context,
+        *,
+        id: UUID,
+        branches: Sequence[tuple[str, msgspec.Raw]],
+        confirm: str,
+        ttl_seconds: float,
+        reference: str | None,
+        claim: Claim,
+        reply: TransactionReply,
+    ) -> Begun:
+        """Record a transaction, with as many of its first steps as the same commit can take.
+
+        What is returned is to be driven on. `reply` is stored under `claim` as soon as it gives one.
+        """
+        plans = [BranchPlan(resource, new_id(), raw) for resource, raw in branches]
+        begin = Begin(
+            **fields(context),
+            id=id,
+            branches=plans,
+            confirm=confirm,
+            ttl_seconds=ttl_seconds,
+            retry_seconds=self._settings.lease_seconds,
+            reference=reference,
+        )
+        nothing = tuple(BranchState(branch) for branch in plans)
+        known = self._known(State.TRYING, confirm == "auto", False, nothing)
+        steps = self._stretch(known, plan(known), self._stores.home)
+        commands = [self._command(context, step, id, plans, ttl_seconds, reference) for step in steps]
+
+        def learned(outcomes: Sequence[Outcome[Any]]) -> Transaction:
+            return _learned(Transaction(outcomes[0].view, nothing), steps, outcomes[1:])
+
+        group = Group(commands=[begin, *commands], claim=claim, render=lambda outcomes: reply(learned(outcomes)))
+        result = await self._stores.home.submit(group)
+        return Begun(None if result.held else learned(result.outcomes), result)
+
+    async def load(self, tenant_id: str, id: UUID) -> Transaction:
+        """Read a transaction and its branches. Raises `Rejected` (`not_found`)."""
+        found = await reads.transaction(self._stores.home.database, tenant_id, id)
+        if found is None:
+            raise Rejected("not_found", "There is no transaction under this id.")
+        view, overdue = found
+        (whole,) = await self.complete(tenant_id, [view])
+        return msgspec.structs.replace(whole, overdue=overdue)
+
+    async def complete(self, tenant_id: str, views: Sequence[TransactionView]) -> list[Transaction]:
+        """Add the branches, read from wherever they are."""
+        by_resource: dict[str, list[UUID]] = {}
+        for view in views:
+            for branch in view.branches:
+                by_resource.setdefault(branch.resource, []).append(branch.id)
+        pages = await asyncio.gather(
+            *(reads.reservations(self._stores.of(r).database, tenant_id, r, ids) for r, ids in by_resource.items())
+        )
+        found = {id: reservation for page in pages for id, reservation in page.items()}
+        return [Transaction(v, tuple(BranchState(b, found.get(b.id)) for b in v.branches)) for v in views]
+
+    async def decide(
+        self,
+        context: Context,
+        id: UUID,
+        event: Event,
+        *,
+        reason: Reason | None = None,
+        ttl_seconds: float | None = None,
+        claim: Claim | None = None,
+        render: Callable[[Sequence[Outcome[Any]]], Reply | None] | None = None,
+    ) -> Result:
+        """Confirm, cancel, extend or retry a transaction: one guarded update, which is a decision's commit point."""
+        command = MoveTransaction(
+            **fields(context), id=id, event=event, reason=reason, ttl_seconds=ttl_seconds
+        )
+        return await self._stores.home.submit(Group(commands=[command], claim=claim, render=render))
+
+    async def extend_branches(self, context: Context, transaction: Transaction, ttl_seconds: float) -> Transaction:
+        """Hold the branches as long as their transaction, which has just been extended, and the grace."""
+        steps = [
+            MoveBranch(branch, Event.EXTEND)
+            for branch in self._known(State.TRIED, False, False, transaction.branches).branches
+            if branch.state is State.TRIED
+        ]
+        seconds = ttl_seconds + self._settings.grace_seconds
+        prepared = {
+            step.branch.index: Move(
+                **fields(context),
+                id=transaction.branches[step.branch.index].plan.id,
+                resource=step.branch.resource,
+                transaction_id=transaction.view.id,
+                event=Event.EXTEND,
+                ttl_seconds=seconds,
+            )
+            for step in steps
+        }
+        transaction, _ = await self._round(context, transaction, steps, prepared, [], None, None)
+        return transaction
+
+    async def drive(
+        self,
+        context: Context,
+        transaction: Transaction,
+        *,
+        answers: KeyRef | None = None,
+        reply: TransactionReply | None = None,
+        patience_seconds: float = 0,
+    ) -> Transaction:
+        """Take a transaction as far as it goes now; safe at any time, from anywhere, however often.
+
+        Where the outside must be asked again shortly, waits for it, `patience_seconds` in all. Whatever is left is
+        for a sweep. Raises `Unavailable` when a database is away.
+        """
+        until = asyncio.get_running_loop().time() + patience_seconds
+        prepared: dict[int, Move] = {}
+        blocked: dict[int, Move] = {}
+        for _ in range(MAX_ROUNDS):
+            known = self._known(
+                transaction.view.state, transaction.view.confirm == "auto", transaction.overdue, transaction.branches
+            )
+            due = [MoveBranch(known.branches[index], move.event) for index, move in prepared.items()]
+            steps = self._stretch(known, due or plan(known))
+            if park := next((step for step in steps if isinstance(step, Park)), None):
+                return await self._postpone(context, transaction, attention=park.why, seconds=0)
+            asks = [s.branch.index for s in steps if isinstance(s, AskBranch) and s.branch.index not in blocked]
+            doable = [step for step in steps if not isinstance(step, (AskBranch, Park))]
+            if not asks and not doable:
+                if not blocked:
+                    return transaction
+                seconds = min(move.retry_seconds or 0 for move in blocked.values())
+                attention = next((move.attention for move in blocked.values() if move.attention), None)
+                patient = not attention and asyncio.get_running_loop().time() + seconds < until
+                # One that we shall ask again ourselves isn't due to anybody else before we had our turn.
+                lease = self._settings.lease_seconds if patient else 0
+                transaction = await self._postpone(context, transaction, attention=attention, seconds=seconds + lease)
+                if not patient:
+                    if not attention:
+                        self._wake(context.tenant_id, transaction.view.id, seconds)
+                    return transaction
+                await asyncio.sleep(seconds)
+                blocked.clear()
+                continue
+            transaction, answered = await self._round(context, transaction, doable, prepared, asks, answers, reply)
+            prepared = answered
+            blocked |= {index: move for index, move in answered.items() if move.event is Event.POSTPONE}
+        log.error("drive_gave_up", transaction_id=str(transaction.view.id), state=transaction.view.state)
+        return transaction
+
+    async def _round(
+        self,
+        context: Context,
+        transaction: Transaction,
+        steps: Sequence[Step],
+        prepared: Mapping[int, Move],
+        asks: Sequence[int],
+        answers: KeyRef | None,
+        reply: TransactionReply | None,
+    ) -> tuple[Transaction, dict[int, Move]]:
+        """Everything that can go on at once: a group of commands for each database, and the questions outside."""
+        groups: dict[Batcher, list[Step]] = {}
+        for step in steps:
+            groups.setdefault(self._place(step), []).append(step)
+        view = transaction.view
+        ttl_seconds = (view.deadline - view.created_at).total_seconds()
+        caps = [b.view.extendable_until for b in transaction.branches if b.view] + [m.cap for m in prepared.values()]
+        cap = min(filter(None, caps), default=None)
+
+        async def submit(place: Batcher, these: Sequence[Step]) -> Result:
+            commands = [
+                _answer_to(s, prepared)
+                or self._command(context, s, view.id, view.branches, ttl_seconds, view.reference, cap)
+                for s in these
+            ]
+            render = (lambda outcomes: reply(_learned(transaction, these, outcomes))) if reply else None
+            whole = any(isinstance(s, MoveWhole) for s in these)
+            return await place.submit(
+                Group(commands=commands, answers=answers if whole else None, render=render if whole else None)
+            )
+
+        questions = asyncio.gather(
+            *(self._asking.ask(context, view) for i in asks if (view := transaction.branches[i].view))
+        )
+        results, moves = await asyncio.gather(
+            asyncio.gather(*(submit(place, these) for place, these in groups.items())), questions
+        )
+        for these, result in zip(groups.values(), results, strict=True):
+            transaction = _learned(transaction, these, result.outcomes)
+        return transaction, dict(zip(asks, moves, strict=True))
+
+    async def _postpone(
+        self, context: Context, transaction: Transaction, *, attention: str | None, seconds: float
+    ) -> Transaction:
+        command = MoveTransaction(
+            **fields(context),
+            id=transaction.view.id,
+            event=Event.POSTPONE,
+            attention=attention,
+            retry_seconds=seconds,
+        )
+        result = await self._stores.home.submit(Group(commands=[command]))
+        if attention:
+            log.warning("attention", transaction_id=str(transaction.view.id), why=attention)
+        return _learned(transaction, [MoveWhole(Event.POSTPONE)], result.outcomes)
+
+    def _stretch(self, known: Known, steps: Sequence[Step], place: Batcher | None = None) -> list[Step]:
+        """As many steps as one round can take: those that are due, then those that will be once they have come out
+        well, as long as all belong to one database and nobody outside must be asked in between."""
+        run: list[Step] = []
+        while steps:
+            if any(isinstance(step, (AskBranch, Park)) for step in steps):
+                return run or ([] if place else list(steps))
+            places = {self._place(step) for step in steps}
+            if place is not None and places != {place}:
+                return run
+            run += steps
+            if len(places) > 1:
+                return run
+            (place,) = places
+            for step in steps:
+                known = assume(known, step)
+            steps = plan(known)
+        return run
+
+    def _known(self, state: State, auto: bool, overdue: bool, branches: Sequence[BranchState]) -> Known:
+        return Known(
+            state=state,
+            auto=auto,
+            overdue=overdue,
+            branches=tuple(
+                Branch(i, b.plan.resource, self._stores.resources[b.plan.resource].external, b.state)
+                for i, b in enumerate(branches)
+            ),
+        )
+
+    def _place(self, step: Step) -> Batcher:
+        """The batcher of the database whose rows a step changes."""
+        if isinstance(step, (TryBranch, MoveBranch)):
+            return self._stores.of(step.branch.resource)
+        return self._stores.home
+
+    def _command(
+        self,
+        context: Context,
+        step: Step,
+        transaction_id: UUID,
+        plans: Sequence[BranchPlan],
+        ttl_seconds: float,
+        reference: str | None,
+        cap: datetime | None = None,
+    ) -> Command:
+        match step:
+            case TryBranch(branch):
+                return Try(
+                    **fields(context),
+                    id=plans[branch.index].id,
+                    resource=branch.resource,
+                    claim=plans[branch.index].claim,
+                    ttl_seconds=ttl_seconds + self._settings.grace_seconds,
+                    reference=reference,
+                    transaction_id=transaction_id,
+                )
+            case MoveBranch(branch, event, reason):
+                return Move(
+                    **fields(context),
+                    id=plans[branch.index].id,
+                    resource=branch.resource,
+                    event=event,
+                    reason=reason,
+                    transaction_id=transaction_id,
+                )
+            case MoveWhole(event, reason):
+                return MoveTransaction(**fields(context), id=transaction_id, event=event, reason=reason, cap=cap)
+            case _:
+                raise AssertionError(f"{step} is not a command")
+
+
+def _answer_to(step: Step, prepared: Mapping[int, Move]) -> Move | None:
+    """The command that an answer from outside has already been turned into, if it is this step's."""
+    move = prepared.get(step.branch.index) if isinstance(step, MoveBranch) else None
+    return move if move and isinstance(step, MoveBranch) and move.event is step.event else None
+
+
+def _learned(transaction: Transaction, steps: Sequence[Step], outcomes: Sequence[Outcome[Any]]) -> Transaction:
+    """What is known after commands; those behind one that failed have no outcome."""
+    view, overdue, branches = transaction.view, transaction.overdue, list(transaction.branches)
+    for step, outcome in zip(steps, outcomes, strict=False):
+        match step:
+            case MoveWhole(event):
+                view = outcome.view or view
+                if outcome.code == "expired":
+                    overdue = view.state in (State.TRYING, State.TRIED)
+                elif outcome.code == "not_expired":
+                    overdue = False
+            case TryBranch(branch) if outcome.view is None:
+                branches[branch.index] = msgspec.structs.replace(
+                    branches[branch.index], refusal=outcome.code, detail=outcome.detail
+                )
+            case TryBranch(branch) | MoveBranch(branch):
+                branches[branch.index] = msgspec.structs.replace(branches[branch.index], view=outcome.view)
+    return Transaction(view, tuple(branches), overdue)

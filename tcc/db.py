@@ -1,0 +1,118 @@
+"""Databases: engines, their time limits, and what an error of the driver means for us."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum, auto
+from typing import Any, Final
+from uuid import uuid4
+
+import msgspec
+from sqlalchemy import TextClause
+from sqlalchemy.engine import Row, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+_LIMITS: Final = {
+    "statement_timeout": "10s",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "10s",
+    "jit": "off",
+}
+_COMMAND_TIMEOUT_SECONDS: Final = 15
+"""For a backend that is frozen, and so keeps no time limit of its own."""
+
+_BATCH_PLANS: Final = {
+    # A generic plan that was made while tables were empty would scan them for ever after.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_mergejoin": "off",
+}
+
+
+def _unread(document: str) -> msgspec.Raw:
+    """JSON columns stay as they are: most are sent on without being read."""
+    return msgspec.Raw(document.encode())
+
+
+class Failure(Enum):
+    """What an error of the database means for the work that met it."""
+
+    CONFLICT = auto()
+    """Lost against another transaction; nothing was done; the same again will do."""
+    LOST = auto()
+    """The connection, or the server's willingness, is gone; what was under way is unknown."""
+    POISON = auto()
+    """The server won't do this, whoever asks."""
+
+
+_CONFLICTS: Final = frozenset({"40001", "40P01", "55P03"})
+_LOST_CLASSES: Final = ("08", "53", "57", "58")
+_LOST_CODES: Final = frozenset({"25006", "25P03", "XX000"})
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Classify an error that came out of a statement, a commit or a connection attempt."""
+    if isinstance(error, DBAPIError):
+        state = str(getattr(error.orig, "sqlstate", None) or "")
+        if state in _CONFLICTS:
+            return Failure.CONFLICT
+        if error.connection_invalidated or state.startswith(_LOST_CLASSES) or state in _LOST_CODES or not state:
+            return Failure.LOST
+        return Failure.POISON
+    if isinstance(error, (OSError, asyncio.TimeoutError, EOFError)):
+        return Failure.LOST
+    return Failure.POISON
+
+
+async def fetch(connection: AsyncConnection, statement: TextClause, parameters: dict[str, Any]) -> list[Row[Any]]:
+    """Run one statement and take all its rows."""
+    return list((await connection.execute(statement, parameters)).fetchall())
+
+
+class Database:
+    """One PostgreSQL database: a small pool for reads, and connections of their own for batches."""
+
+    def __init__(self, url: str, *, application: str = "tcc", pooler: bool = False) -> None:
+        """`url` as PostgreSQL writes it; `pooler` where a pooler in transaction mode stands before it."""
+        parsed = make_url(url)
+        if parsed.drivername in ("postgres", "postgresql"):
+            parsed = parsed.set(drivername="postgresql+asyncpg")
+        self.name = f"{parsed.host or 'local'}:{parsed.port or 5432}/{parsed.database}"
+        self.url = parsed
+        self._application = application
+        self._pooler = pooler
+        self.reads = self._engine(_LIMITS, pool_size=4, max_overflow=4)
+        self.batches = self._engine(_LIMITS | _BATCH_PLANS, pool_size=4, max_overflow=0)
+
+    def _engine(self, settings: dict[str, str], *, pool_size: int, max_overflow: int) -> AsyncEngine:
+        arguments: dict[str, Any] = {
+            "timeout": 5,
+            "command_timeout": _COMMAND_TIMEOUT_SECONDS,
+            "prepared_statement_name_func": lambda: f"tcc_{uuid4().hex}",
+        }
+        if self._pooler:
+            arguments["statement_cache_size"] = arguments["prepared_statement_cache_size"] = 0
+        else:
+            arguments["server_settings"] = {"application_name": self._application, **settings}
+        return create_async_engine(
+            self.url,
+            connect_args=arguments,
+            pool_size=pool_size,
+            max_overflow=max_overflow,
+            pool_timeout=5,
+            pool_pre_ping=True,
+            isolation_level="READ COMMITTED",
+            json_deserializer=_unread,
+        )
+
+    async def read(self, statement: Any, parameters: dict[str, Any] | None = None) -> list[Row[Any]]:
+        """Run a query that changes nothing, and take all its rows."""
+        async with self.reads.connect() as connection:
+            rows = list((await connection.execute(statement, parameters or {})).fetchall())
+            await connection.rollback()
+            return rows
+
+    async def close(self) -> None:
+        await self.reads.dispose()
+        await self.batches.dispose()

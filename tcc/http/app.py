@@ -1,0 +1,111 @@
+"""The API as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import Litestar, Request, Response
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import ScalarRenderPlugin
+
+from tcc.errors import FieldError, Rejected, TccError
+from tcc.http.edge import Edge
+from tcc.http.health import health_handlers
+from tcc.http.problems import MEDIA_TYPE, Problem, Problems, retry_after
+from tcc.http.replies import Replies
+from tcc.http.reservations import reservation_handlers
+from tcc.http.transactions import transaction_handlers
+from tcc.service import Service
+
+log = structlog.get_logger(__name__)
+
+_STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 400: "malformed_json"}
+
+
+def create_app(open_service: Callable[[], Service], *, version: str, max_body_bytes: int) -> Any:
+    """The application. The service is opened when it starts, in its event loop, and closed when it ends."""
+    return _Starting(open_service, version, max_body_bytes)
+
+
+class _Starting:
+    """Builds the application inside the running loop, since batchers are tasks of it."""
+
+    def __init__(self, open_service: Callable[[], Service], version: str, max_body_bytes: int) -> None:
+        self._open_service = open_service
+        self._version = version
+        self._max_body_bytes = max_body_bytes
+        self._application: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._application is None:
+            self._application = build_app(self._open_service(), self._version, self._max_body_bytes)
+        await self._application(scope, receive, send)
+
+
+def build_app(service: Service, version: str, max_body_bytes: int, *, owns_service: bool = True) -> Any:
+    """The application around an open service, which it closes at its end if it owns it."""
+    resources = list(service.stores.resources.values())
+    problems = Problems(resources)
+    replies = Replies(problems)
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        yield
+        if owns_service:
+            await service.close()
+
+    def answer(request: Request[Any, Any, Any], problem: Problem, error: TccError | None = None) -> Response[bytes]:
+        seconds = retry_after(problem, error)
+        return Response(
+            msgspec.json.encode(problem),
+            status_code=problem.status,
+            media_type=MEDIA_TYPE,
+            headers={"Retry-After": str(seconds)} if seconds else None,
+        )
+
+    def on_ours(request: Request[Any, Any, Any], error: TccError) -> Response[bytes]:
+        return answer(request, problems.of_error(error, correlation_of(request)), error)
+
+    def on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+        code = _STATUS_CODES.get(error.status_code, "internal_error")
+        field = {"body_too_large": "body", "malformed_json": "body"}.get(code, "path")
+        errors = (FieldError(field, code, problems.kinds[code].title),)
+        resource = request.scope["path"].removeprefix("/v1/").partition("/")[0]
+        if code == "not_found" and "/reservations" in request.scope["path"] and resource not in service.stores.resources:
+            unknown = Rejected("unknown_resource", f"There is: {', '.join(sorted(service.stores.resources))}.")
+            return answer(request, problems.of_error(unknown, correlation_of(request)))
+        return answer(request, problems.of(code, correlation_of(request), errors=errors))
+
+    def on_anything(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        log.exception("request_failed", correlation_id=correlation_of(request), path=request.scope["path"], exc_info=error)
+        return answer(request, problems.of("internal_error", correlation_of(request)))
+
+    application = Litestar(
+        route_handlers=[
+            *health_handlers(service),
+            *transaction_handlers(service, replies, problems),
+            *(handler for resource in resources for handler in reservation_handlers(service, resource, replies)),
+            *(handler for resource in resources for handler in resource.handlers(service)),
+        ],
+        exception_handlers={TccError: on_ours, HTTPException: on_http, Exception: on_anything},
+        lifespan=[lifespan],
+        request_max_body_size=max_body_bytes,
+        openapi_config=OpenAPIConfig(
+            title="tcc: Try, Confirm, Cancel",
+            version=version,
+            description="Reserve stock, card authorisations and orders; alone, or several together as one transaction.",
+            render_plugins=[ScalarRenderPlugin()],
+        ),
+        logging_config=None,
+    )
+    return Edge(application, problems)
+
+
+def correlation_of(request: Request[Any, Any, Any]) -> str:
+    """The correlation id that the edge gave a request."""
+    return str(request.scope.get("state", {}).get("correlation_id", ""))

@@ -1,0 +1,73 @@
+"""The outermost layer of the API: correlation ids, the access log, and card numbers in addresses.
+
+One plain ASGI callable, because Litestar's `after_request` is not called on every error reply.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+import structlog
+
+from tcc.http.cards import has_card_number
+from tcc.http.problems import MEDIA_TYPE, Problems
+from tcc.http.requests import card_number_refused, correlation
+
+log = structlog.get_logger("tcc.access")
+
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+class Edge:
+    """Wraps the application. Puts `correlation_id` into the request's state, and into the reply's headers."""
+
+    def __init__(self, application: Any, problems: Problems) -> None:
+        self._application = application
+        self._problems = problems
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._application(scope, receive, send)
+            return
+        started = time.perf_counter()
+        correlation_id, traceparent = correlation(dict(scope["headers"]))
+        scope.setdefault("state", {})["correlation_id"] = correlation_id
+        extra = [
+            (b"x-correlation-id", correlation_id.encode("latin-1")),
+            (b"traceparent", traceparent.encode("latin-1")),
+        ]
+        status = 0
+
+        async def sending(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], *extra]}
+            await send(message)
+
+        address = unquote_to_bytes(scope["raw_path"] or b"") + b"?" + unquote_to_bytes(scope["query_string"])
+        if any(48 <= c <= 57 for c in address) and has_card_number(address.replace(b"/", b" / ").replace(b"=", b" = ")):
+            problem = self._problems.of_error(card_number_refused(), correlation_id)
+            await _send(sending, problem.status, msgspec.json.encode(problem))
+            path = "(refused)"
+        else:
+            path = scope["path"]
+            await self._application(scope, receive, sending)
+        if path not in _QUIET:
+            log.info(
+                "request",
+                method=scope["method"],
+                path=path,
+                status=status,
+                seconds=round(time.perf_counter() - started, 6),
+                correlation_id=correlation_id,
+            )
+
+
+async def _send(send: Any, status: int, body: bytes) -> None:
+    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,410 @@
+"""The routes of transactions: several reservations that confirm or cancel together."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.params import FromPath
+from msgspec import Meta
+
+from tcc import reads
+from tcc.commands import Context, Outcome
+from tcc.coordinator import Transaction
+from tcc.errors import FieldError, Rejected, Unavailable
+from tcc.http.openapi import operation
+from tcc.http.problems import Problems
+from tcc.http.replies import Replies, TransactionBody, transaction_body
+from tcc.http.requests import claim_of, context_of, decode, idempotency_key, invalid_field, parse_id
+from tcc.http.reservations import ExtendBody, Reference, TtlSeconds, ttl_of
+from tcc.http.respond import first, replay, respond, within
+from tcc.idempotency import Claim, Held, Reply
+from tcc.ids import new_id
+from tcc.machine import RESTING, Event, Reason, State
+from tcc.resource import Money
+from tcc.service import Service
+
+MAX_WAIT_SECONDS: Final = 30
+POLL_SECONDS: Final = 0.1
+MAX_PAGE: Final = 200
+
+_encode = msgspec.json.Encoder().encode
+
+
+class BranchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A resource, and what is claimed of it."""
+
+    resource: str
+    claim: msgspec.Raw
+
+
+class BeginRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be held together. `auto` confirms as soon as everything is held, `manual` waits to be told."""
+
+    branches: Annotated[list[BranchRequest], Meta(min_length=1, max_length=20)]
+    confirm: Literal["auto", "manual"] = "manual"
+    ttl_seconds: TtlSeconds | None = None
+    reference: Reference | None = None
+
+
+class TransactionPage(msgspec.Struct, frozen=True):
+    """Transactions, newest first, and where the next page starts."""
+
+    items: list[TransactionBody]
+    next_cursor: str | None
+
+
+class Log(msgspec.Struct, frozen=True):
+    """Every transition of a transaction and its branches, and every exchange with the outside, in order of time."""
+
+    entries: list[reads.Entry]
+
+
+_decode_begin = msgspec.json.Decoder(BeginRequest)
+_decode_extend = msgspec.json.Decoder(ExtendBody)
+_PREFER_WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d+)(?:$|[,;\s])")
+
+
+def wait_of(request: Request[Any, Any, Any], usual: float) -> float:
+    """How long to wait: `?wait=seconds`, or `Prefer: wait=seconds` (RFC 7240), or the usual. Raises `Rejected`."""
+    given = request.query_params.get("wait")
+    if given is None:
+        preferred = _PREFER_WAIT.search(request.headers.get("prefer", ""))
+        return min(float(preferred.group(1)), MAX_WAIT_SECONDS) if preferred else usual
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= MAX_WAIT_SECONDS:
+        raise invalid_field("wait", "out_of_bounds", f"Seconds, from 0 to {MAX_WAIT_SECONDS}.")
+    return seconds
+
+
+class TransactionRoutes:
+    """The handlers."""
+
+    def __init__(self, service: Service, replies: Replies, problems: Problems) -> None:
+        self._service = service
+        self._coordinator = service.coordinator
+        self._replies = replies
+        self._problems = problems
+        self._decoders = {
+            resource.name: msgspec.json.Decoder(resource.claim) for resource in service.stores.resources.values()
+        }
+
+    async def begin(self, request: Request[Any, Any, Any]) -> Response[bytes]:
+        seconds = wait_of(request, self._service.settings.default_wait_seconds)
+        body = decode(await request.body(), _decode_begin)
+        key = idempotency_key(request, required=True)
+        branches, claims = self._claims(body)
+        self._check_amounts(claims)
+        ttl_seconds = ttl_of(body.ttl_seconds, self._service)
+        context = context_of(request)
+        id = new_id()
+        parts = (body.confirm.encode(), str(ttl_seconds).encode(), _encode(body.reference))
+        claim = claim_of(key, "transactions.begin", id, *parts, *(p for name, raw in branches for p in (name.encode(), raw)))
+        assert claim is not None
+
+        def reply(transaction: Transaction) -> Reply | None:
+            return self._replies.begun(transaction, context.correlation_id)
+
+        begun = await self._coordinator.begin(
+            context,
+            id=id,
+            branches=[(name, msgspec.Raw(raw)) for name, raw in branches],
+            confirm=body.confirm,
+            ttl_seconds=ttl_seconds,
+            reference=body.reference,
+            claim=claim,
+            reply=reply,
+        )
+        if begun.result.held is not None:
+            return await replay(self._service, None, claim, begun.result.held, self._current(context, reply))
+        if begun.transaction is None:
+            raise Unavailable("outcome_unknown")
+        if begun.result.reply is not None:
+            return respond(begun.result.reply)
+        return await self._follow(context, begun.transaction, claim, reply, seconds)
+
+    def _claims(self, body: BeginRequest) -> tuple[list[tuple[str, bytes]], list[tuple[str, Any]]]:
+        """Every branch's claim, read and checked; and as it will be stored."""
+        raws, claims = [], []
+        for index, branch in enumerate(body.branches):
+            resource = self._service.stores.resources.get(branch.resource)
+            if resource is None:
+                detail = f"There is: {', '.join(sorted(self._decoders))}."
+                field = FieldError(f"branches[{index}].resource", "unknown_resource", detail)
+                raise Rejected("unknown_resource", f"branches[{index}].resource: {detail}", (field,))
+            prefix = f"branches[{index}].claim"
+            claim: Any = decode(bytes(branch.claim), self._decoders[branch.resource], prefix=prefix)
+            if errors := tuple(
+                FieldError(f"{prefix}.{error.field}", error.code, error.detail) for error in resource.check(claim)
+            ):
+                raise Rejected("invalid_request", f"{errors[0].field}: {errors[0].detail}", errors)
+            raws.append((branch.resource, _encode(claim)))
+            claims.append((branch.resource, claim))
+        return raws, claims
+
+    def _check_amounts(self, claims: Sequence[tuple[str, Any]]) -> None:
+        """What is charged must be what is owed, where a transaction has both."""
+        resources = self._service.stores.resources
+        owed = [money for name, claim in claims if (money := resources[name].owes(claim))]
+        charged = [money for name, claim in claims if (money := resources[name].charges(claim))]
+        if owed and charged and _totals(owed) != _totals(charged):
+            detail = f"Owed: {_said(owed)}. Charged: {_said(charged)}."
+            raise Rejected("amounts_differ", detail, (FieldError("branches", "amounts_differ", detail),))
+
+    async def _follow(
+        self,
+        context: Context,
+        transaction: Transaction,
+        claim: Claim | None,
+        reply: Callable[[Transaction], Reply | None],
+        seconds: float,
+    ) -> Response[bytes]:
+        """Drive on, and answer when there is something final to say, or 202 when the time is over."""
+        answers = claim.ref if claim else None
+        task = self._service.spawn(
+            self._coordinator.drive(context, transaction, answers=answers, reply=reply, patience_seconds=max(seconds, 1))
+        )
+        try:
+            transaction = await within(task, seconds) or transaction
+        except Unavailable:
+            # It is begun, and a sweep will go on with it: that is not the caller's trouble.
+            transaction = await self._coordinator.load(context.tenant_id, transaction.view.id)
+        final = reply(transaction) or self._replies.transaction(transaction, 202)
+        if answers and final.status == 202:
+            final = await self._service.answer(None, answers, final)
+        return respond(final)
+
+    def _current(self, context: Context, reply: Callable[[Transaction], Reply | None]) -> Any:
+        async def current(held: Held) -> Reply | None:
+            return reply(await self._coordinator.load(context.tenant_id, held.subject_id))
+
+        return current
+
+    async def show(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
+        id = parse_id(transaction_id)
+        until = asyncio.get_running_loop().time() + wait_of(request, 0)
+        tenant_id = context_of(request).tenant_id
+        transaction = await self._coordinator.load(tenant_id, id)
+        while transaction.view.state in RESTING and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(POLL_SECONDS)
+            transaction = await self._coordinator.load(tenant_id, id)
+        return respond(self._replies.transaction(transaction, 200))
+
+    async def log(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
+        tenant_id = context_of(request).tenant_id
+        transaction = await self._coordinator.load(tenant_id, parse_id(transaction_id))
+        subjects = [transaction.view.id, *(branch.plan.id for branch in transaction.branches)]
+        pages = await asyncio.gather(
+            *(reads.journal(batcher.database, tenant_id, subjects) for batcher, _ in self._service.stores.distinct())
+        )
+        entries = sorted((entry for page in pages for entry in page), key=lambda entry: entry.at)
+        return respond(Reply(200, _encode(Log(entries))))
+
+    async def list_(self, request: Request[Any, Any, Any]) -> Response[bytes]:
+        query = request.query_params
+        state, attention = query.get("state"), query.get("attention")
+        if state is not None and (state not in set(State) or state == State.REFUSED):
+            raise invalid_field("state", "invalid_value", "A state of transactions, such as confirming.")
+        if attention not in (None, "true", "false"):
+            raise invalid_field("attention", "invalid_value", "true or false.")
+        limit = _limit(query.get("limit"))
+        tenant_id = context_of(request).tenant_id
+        views = await reads.transactions(
+            self._service.stores.home.database,
+            tenant_id,
+            state=state,
+            attention=None if attention is None else attention == "true",
+            before=_cursor(query.get("cursor")),
+            limit=limit + 1,
+        )
+        more = views[limit - 1].id if len(views) > limit else None
+        whole = await self._coordinator.complete(tenant_id, views[:limit])
+        page = TransactionPage(
+            [transaction_body(transaction) for transaction in whole],
+            base64.urlsafe_b64encode(more.bytes).decode().rstrip("=") if more else None,
+        )
+        return respond(Reply(200, _encode(page)))
+
+    async def confirm(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
+        return await self._decide(request, transaction_id, Event.CONFIRM)
+
+    async def cancel(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
+        return await self._decide(request, transaction_id, Event.CANCEL, Reason.REQUESTED)
+
+    async def extend(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
+        body = decode(await request.body(), _decode_extend)
+        ttl_seconds = ttl_of(body.ttl_seconds, self._service)
+        return await self._decide(request, transaction_id, Event.EXTEND, ttl_seconds=ttl_seconds)
+
+    async def _decide(
+        self,
+        request: Request[Any, Any, Any],
+        transaction_id: str,
+        event: Event,
+        reason: Reason | None = None,
+        ttl_seconds: float | None = None,
+    ) -> Response[bytes]:
+        id = parse_id(transaction_id)
+        seconds = wait_of(request, self._service.settings.default_wait_seconds)
+        context = context_of(request)
+        key = idempotency_key(request, required=False)
+        claim = claim_of(key, f"transactions.{event}", id, id.bytes, str(ttl_seconds).encode())
+
+        def render(outcomes: Sequence[Outcome[Any]]) -> Reply | None:
+            return None if outcomes[0].ok else self._replies.refusal(outcomes[0], context.correlation_id)
+
+        def reply(transaction: Transaction) -> Reply | None:
+            settled = transaction.view.state not in RESTING
+            return self._replies.transaction(transaction, 200) if settled else None
+
+        result = await self._coordinator.decide(
+            context, id, event, reason=reason, ttl_seconds=ttl_seconds, claim=claim, render=render
+        )
+        if result.held is not None and claim is not None:
+            return await replay(self._service, None, claim, result.held, self._current(context, reply))
+        outcome: Outcome[Any] = first(result)
+        if not outcome.ok:
+            return respond(self._replies.refused(outcome, context.correlation_id))
+        transaction = await self._coordinator.load(context.tenant_id, id)
+        if event is Event.EXTEND:
+            transaction = await self._coordinator.extend_branches(context, transaction, ttl_seconds or 0)
+            final = self._replies.transaction(transaction, 200)
+            return respond(await self._service.answer(None, claim.ref, final) if claim else final)
+        return await self._follow(context, transaction, claim, reply, seconds)
+
+
+def _totals(amounts: Sequence[Money]) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for money in amounts:
+        totals[money.currency] = totals.get(money.currency, 0) + money.amount
+    return totals
+
+
+def _said(amounts: Sequence[Money]) -> str:
+    return ", ".join(f"{amount} {currency}" for currency, amount in sorted(_totals(amounts).items()))
+
+
+def _limit(given: str | None) -> int:
+    if given is None:
+        return 50
+    if not given.isdecimal() or not 1 <= int(given) <= MAX_PAGE:
+        raise invalid_field("limit", "out_of_bounds", f"From 1 to {MAX_PAGE}.")
+    return int(given)
+
+
+def _cursor(given: str | None) -> UUID | None:
+    if given is None:
+        return None
+    try:
+        return UUID(bytes=base64.urlsafe_b64decode(given + "=="))
+    except ValueError:
+        raise invalid_field("cursor", "invalid_value", "Pass on the `next_cursor` of the page before.") from None
+
+
+def transaction_handlers(service: Service, replies: Replies, problems: Problems) -> list[Any]:
+    """Litestar handlers for transactions."""
+    routes = TransactionRoutes(service, replies, problems)
+    base = "/v1/transactions"
+    one = f"{base}/{{transaction_id:str}}"
+    tags = ["transactions"]
+    wait = {"wait": ("Seconds to wait for the end, up to 30; or the header `Prefer: wait=seconds`.", float)}
+    processing = {202: ("Accepted; its branches are still following. `Location` tells where to look.", TransactionBody)}
+    contradicts = {409: "In contradiction with what was decided, or out of time."}
+
+    @post(
+        base,
+        status_code=201,
+        summary="Begin: hold several resources together",
+        operation_class=operation(
+            body=BeginRequest,
+            replies={201: ("Confirmed (auto), or everything is held (manual).", TransactionBody), **processing},
+            problems={409: "A branch was refused: nothing is held.", 422: "Something in a claim is wrong."},
+            keyed=True,
+            query=wait,
+        ),
+        tags=tags,
+    )
+    async def begin(request: Request[Any, Any, Any]) -> Response[bytes]:
+        return await routes.begin(request)
+
+    @get(
+        base,
+        summary="List transactions, newest first",
+        operation_class=operation(
+            replies={200: ("A page of them.", TransactionPage)},
+            query={
+                "state": ("Only those in this state.", State),
+                "attention": ("Only those that do (or don't) wait for a person.", bool),
+                "cursor": ("`next_cursor` of the page before.", str),
+                "limit": ("How many, up to 200; 50 if not said.", int),
+            },
+        ),
+        tags=tags,
+    )
+    async def list_(request: Request[Any, Any, Any]) -> Response[bytes]:
+        return await routes.list_(request)
+
+    @get(
+        one,
+        summary="Show a transaction",
+        operation_class=operation(replies={200: ("The transaction.", TransactionBody)}, query=wait),
+        tags=tags,
+    )
+    async def show(request: Request[Any, Any, Any], transaction_id: FromPath[str]) -> Response[bytes]:
+        return await routes.show(request, transaction_id)
+
+    @get(
+        f"{one}/log",
+        summary="Show everything that happened to a transaction",
+        operation_class=operation(replies={200: ("Its timeline.", Log)}),
+        tags=tags,
+    )
+    async def log(request: Request[Any, Any, Any], transaction_id: FromPath[str]) -> Response[bytes]:
+        return await routes.log(request, transaction_id)
+
+    @post(
+        f"{one}/confirm",
+        status_code=200,
+        summary="Confirm: decide for all branches",
+        operation_class=operation(
+            replies={200: ("Confirmed.", TransactionBody), **processing}, problems=contradicts, keyed=False, query=wait
+        ),
+        tags=tags,
+    )
+    async def confirm(request: Request[Any, Any, Any], transaction_id: FromPath[str]) -> Response[bytes]:
+        return await routes.confirm(request, transaction_id)
+
+    @post(
+        f"{one}/cancel",
+        status_code=200,
+        summary="Cancel: decide against all branches",
+        operation_class=operation(
+            replies={200: ("Cancelled.", TransactionBody), **processing}, problems=contradicts, keyed=False, query=wait
+        ),
+        tags=tags,
+    )
+    async def cancel(request: Request[Any, Any, Any], transaction_id: FromPath[str]) -> Response[bytes]:
+        return await routes.cancel(request, transaction_id)
+
+    @post(
+        f"{one}/extend",
+        status_code=200,
+        summary="Extend: hold all branches longer",
+        operation_class=operation(
+            body=ExtendBody, replies={200: ("Extended.", TransactionBody)}, problems=contradicts, keyed=False
+        ),
+        tags=tags,
+    )
+    async def extend(request: Request[Any, Any, Any], transaction_id: FromPath[str]) -> Response[bytes]:
+        return await routes.extend(request, transaction_id)
+
+    return [begin, list_, show, log, confirm, cancel, extend]

@@ -1,0 +1,174 @@
+"""Idempotency keys: claimed, and their replies stored, in the batch that has the effect.
+
+A key belongs to a tenant, a caller and an operation. Its row keeps a fingerprint of the request, so that another
+request under the same key is told so; and the reply, byte for byte, for whoever asks again. A key whose reply is not
+stored yet is in flight: its request is still running, or crashed and is being finished by a worker.
+
+Reference: draft-ietf-httpapi-idempotency-key-header, and Stripe's practice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tcc.db import fetch
+
+MAX_KEY_LENGTH: Final = 255
+
+
+class KeyRef(msgspec.Struct, frozen=True, order=True):
+    """Whose key, for what."""
+
+    tenant_id: str
+    caller: str
+    operation: str
+    key: str
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """A key that a request comes with. `subject_id` is what the request is about to create or change."""
+
+    ref: KeyRef
+    fingerprint: bytes
+    subject_id: UUID
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A reply as it is sent, and stored."""
+
+    status: int
+    body: bytes
+    location: str | None = None
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A key that somebody claimed before. `reply` is None while the first request is still running."""
+
+    fingerprint: bytes
+    subject_id: UUID
+    reply: Reply | None
+
+
+def fingerprint(*parts: bytes) -> bytes:
+    """A digest of a request: 32 bytes, the same for requests that mean the same."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
+
+
+_CLAIM = text(
+    """
+WITH cmd AS MATERIALIZED (
+  SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:callers AS text[]), CAST(:operations AS text[]),
+    CAST(:keys AS text[]), CAST(:fingerprints AS bytea[]), CAST(:subjects AS uuid[]))
+    WITH ORDINALITY AS c(tenant_id, caller, operation, key, fingerprint, subject_id, ord)),
+claimed AS (
+  INSERT INTO idempotency_keys (tenant_id, caller, operation, key, fingerprint, subject_id, created_at)
+  SELECT tenant_id, caller, operation, key, fingerprint, subject_id, clock_timestamp() FROM cmd
+  ORDER BY tenant_id, caller, operation, key
+  ON CONFLICT DO NOTHING
+  RETURNING tenant_id, caller, operation, key)
+SELECT c.ord FROM cmd c JOIN claimed k USING (tenant_id, caller, operation, key)"""
+)
+
+_LOOK = text(
+    """
+SELECT c.ord, k.fingerprint, k.subject_id, k.status, k.body, k.location
+FROM unnest(CAST(:tenants AS text[]), CAST(:callers AS text[]), CAST(:operations AS text[]), CAST(:keys AS text[]))
+  WITH ORDINALITY AS c(tenant_id, caller, operation, key, ord)
+JOIN idempotency_keys k USING (tenant_id, caller, operation, key)"""
+)
+
+_STORE = text(
+    """
+UPDATE idempotency_keys k SET status = c.status, body = c.body, location = c.location
+FROM unnest(CAST(:tenants AS text[]), CAST(:callers AS text[]), CAST(:operations AS text[]), CAST(:keys AS text[]),
+    CAST(:statuses AS int[]), CAST(:bodies AS bytea[]), CAST(:locations AS text[]))
+  AS c(tenant_id, caller, operation, key, status, body, location)
+WHERE k.tenant_id = c.tenant_id AND k.caller = c.caller AND k.operation = c.operation AND k.key = c.key
+  AND k.status IS NULL"""
+)
+
+_RELEASE = text(
+    """
+DELETE FROM idempotency_keys k
+USING unnest(CAST(:tenants AS text[]), CAST(:callers AS text[]), CAST(:operations AS text[]), CAST(:keys AS text[]))
+  AS c(tenant_id, caller, operation, key)
+WHERE k.tenant_id = c.tenant_id AND k.caller = c.caller AND k.operation = c.operation AND k.key = c.key
+  AND k.status IS NULL"""
+)
+
+_PURGE = text(
+    """
+DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
+  SELECT ctid FROM idempotency_keys
+  WHERE created_at < clock_timestamp() - make_interval(secs => :retention_seconds)
+  ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED))"""
+)
+
+
+def _columns(refs: Sequence[KeyRef]) -> dict[str, Any]:
+    return {
+        "tenants": [ref.tenant_id for ref in refs],
+        "callers": [ref.caller for ref in refs],
+        "operations": [ref.operation for ref in refs],
+        "keys": [ref.key for ref in refs],
+    }
+
+
+async def claim(connection: AsyncConnection, claims: Sequence[Claim]) -> list[Held | None]:
+    """Claim keys, each at most once in the list. None for those that are now ours, else who holds it.
+
+    Another transaction that is claiming one of them is waited for. A key that our own first run of this batch claimed
+    (the connection was lost in its COMMIT) is ours.
+    """
+    columns = _columns([claim.ref for claim in claims])
+    columns["fingerprints"] = [claim.fingerprint for claim in claims]
+    columns["subjects"] = [claim.subject_id for claim in claims]
+    ours = {row.ord for row in await fetch(connection, _CLAIM, columns)}
+    if len(ours) == len(claims):
+        return [None] * len(claims)
+    others = [n for n in range(1, len(claims) + 1) if n not in ours]
+    held = await look(connection, [claims[n - 1].ref for n in others])
+    result: list[Held | None] = [None] * len(claims)
+    for n, found in zip(others, held, strict=True):
+        mine = found is None or (found.reply is None and found.subject_id == claims[n - 1].subject_id)
+        result[n - 1] = None if mine else found
+    return result
+
+
+async def look(connection: AsyncConnection, refs: Sequence[KeyRef]) -> list[Held | None]:
+    """What is stored under keys; None for a key that nobody holds."""
+    found: list[Held | None] = [None] * len(refs)
+    for row in await fetch(connection, _LOOK, _columns(refs)):
+        reply = None if row.status is None else Reply(row.status, bytes(row.body), row.location)
+        found[row.ord - 1] = Held(bytes(row.fingerprint), row.subject_id, reply)
+    return found
+
+
+async def store(connection: AsyncConnection, replies: Sequence[tuple[KeyRef, Reply]]) -> None:
+    """Store replies. A key that has one keeps it."""
+    columns = _columns([ref for ref, _ in replies])
+    columns["statuses"] = [reply.status for _, reply in replies]
+    columns["bodies"] = [reply.body for _, reply in replies]
+    columns["locations"] = [reply.location for _, reply in replies]
+    await connection.execute(_STORE, columns)
+
+
+async def release(connection: AsyncConnection, refs: Sequence[KeyRef]) -> None:
+    """Forget keys whose request came to nothing, so that it can be mended and sent again."""
+    await connection.execute(_RELEASE, _columns(refs))
+
+
+async def purge(connection: AsyncConnection, *, retention_seconds: float, limit: int) -> int:
+    """Delete up to `limit` keys older than the retention; how many went."""
+    return (await connection.execute(_PURGE, {"retention_seconds": retention_seconds, "limit": limit})).rowcount

@@ -1,0 +1,113 @@
+"""Reading what is there. Nothing here changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import text
+
+from tcc.commands import ReservationView, TransactionView
+from tcc.db import Database
+from tcc.reservations import reservation_view
+from tcc.sql import RESERVATION_VIEW, TRANSACTION_VIEW
+from tcc.transactions import transaction_view
+
+_RESERVATIONS = text(
+    f"""
+SELECT {RESERVATION_VIEW} FROM reservations
+WHERE tenant_id = :tenant_id AND resource = :resource AND id = ANY (CAST(:ids AS uuid[]))"""
+)
+
+_TRANSACTION = text(
+    f"""
+SELECT {TRANSACTION_VIEW}, expires_at <= clock_timestamp() AS overdue FROM transactions
+WHERE tenant_id = :tenant_id AND id = :id"""
+)
+
+_TRANSACTIONS = text(
+    f"""
+SELECT {TRANSACTION_VIEW} FROM transactions
+WHERE tenant_id = :tenant_id AND (CAST(:state AS text) IS NULL OR state = :state)
+  AND (CAST(:attention AS boolean) IS NULL OR (attention IS NOT NULL) = :attention)
+  AND (CAST(:before AS uuid) IS NULL OR id < :before)
+ORDER BY id DESC LIMIT :limit"""
+)
+
+_JOURNAL = text(
+    """
+SELECT at, resource, subject_id, event, source, target, reason, actor, correlation_id, attempt, exchanges, detail
+FROM journal WHERE tenant_id = :tenant_id AND subject_id = ANY (CAST(:subjects AS uuid[]))
+ORDER BY at, entry_id LIMIT :limit"""
+)
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the journal."""
+
+    at: datetime
+    subject: str
+    """`transaction`, or the resource of the reservation."""
+    id: UUID
+    event: str
+    source: str | None = msgspec.field(name="from")
+    target: str = msgspec.field(name="to")
+    reason: str | None
+    actor: str
+    correlation_id: str
+    attempt: int | None
+    exchanges: Any
+    detail: Any
+
+
+async def reservations(
+    database: Database, tenant_id: str, resource: str, ids: Sequence[UUID]
+) -> dict[UUID, ReservationView]:
+    """Those of the reservations that exist, by id."""
+    rows = await database.read(_RESERVATIONS, {"tenant_id": tenant_id, "resource": resource, "ids": list(ids)})
+    return {view.id: view for view in map(reservation_view, rows)}
+
+
+async def transaction(database: Database, tenant_id: str, id: UUID) -> tuple[TransactionView, bool] | None:
+    """A transaction, and whether its deadline has passed."""
+    rows = await database.read(_TRANSACTION, {"tenant_id": tenant_id, "id": id})
+    return (transaction_view(rows[0]), rows[0].overdue) if rows else None
+
+
+async def transactions(
+    database: Database,
+    tenant_id: str,
+    *,
+    state: str | None,
+    attention: bool | None,
+    before: UUID | None,
+    limit: int,
+) -> list[TransactionView]:
+    """Transactions, newest first, older than `before`."""
+    parameters = {"tenant_id": tenant_id, "state": state, "attention": attention, "before": before, "limit": limit}
+    return [transaction_view(row) for row in await database.read(_TRANSACTIONS, parameters)]
+
+
+async def journal(database: Database, tenant_id: str, subjects: Sequence[UUID], *, limit: int = 1000) -> list[Entry]:
+    """The journal's rows for reservations and transactions, in order of time."""
+    rows = await database.read(_JOURNAL, {"tenant_id": tenant_id, "subjects": list(subjects), "limit": limit})
+    return [
+        Entry(
+            at=row.at,
+            subject=row.resource or "transaction",
+            id=row.subject_id,
+            event=row.event,
+            source=row.source,
+            target=row.target,
+            reason=row.reason,
+            actor=row.actor,
+            correlation_id=row.correlation_id,
+            attempt=row.attempt,
+            exchanges=row.exchanges,
+            detail=row.detail,
+        )
+        for row in rows
+    ]

@@ -1,0 +1,108 @@
+"""Applies Try and Move commands to the reservations of one resource, many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import text
+from sqlalchemy.engine import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tcc.commands import DONE, REPEATED, Move, Outcome, ReservationView, Try
+from tcc.db import fetch
+from tcc.machine import RESERVATION, Event, Machine, Reason, State
+from tcc.resource import Resource
+from tcc.sql import move_sql, try_sql
+
+AGAIN = "again"
+"""The code of a command that must be applied once more in the same transaction: others came first."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def reservation_view(row: Row[Any]) -> ReservationView:
+    """A reservation from a row that has the columns of `tcc.sql.RESERVATION_VIEW`."""
+    return ReservationView(
+        resource=row.resource,
+        id=row.id,
+        state=State(row.state),
+        reason=row.reason,
+        reference=row.reference,
+        transaction_id=row.transaction_id,
+        claim=row.claim,
+        detail=row.detail,
+        attention=row.attention,
+        attention_since=row.attention_since,
+        attempts=row.attempts,
+        expires_at=row.expires_at,
+        extendable_until=row.expires_cap,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+class Tries:
+    """The Try of one resource."""
+
+    def __init__(self, resource: Resource, *, lease_seconds: float) -> None:
+        self._sql = text(try_sql(resource.name, resource.effects, external=resource.external))
+        self._lease_seconds = lease_seconds
+        self._external = resource.external
+
+    async def apply(self, connection: AsyncConnection, commands: Sequence[Try]) -> list[Outcome[ReservationView]]:
+        """One outcome for each command, in their order. A refusal's code is the resource's, or of `tcc.errors`."""
+        parameters: dict[str, Any] = {"commands": _encode(commands).decode()}
+        if self._external:
+            parameters["lease_seconds"] = self._lease_seconds
+        rows = await fetch(connection, self._sql, parameters)
+        outcomes: list[Outcome[ReservationView]] = [None] * len(commands)  # type: ignore[list-item]
+        for row in rows:
+            outcomes[row.ord - 1] = self._outcome(row)
+        return outcomes
+
+    def _outcome(self, row: Row[Any]) -> Outcome[ReservationView]:
+        if row.id is None:
+            return Outcome(row.code, None, row.now, detail=row.refusal)
+        view = reservation_view(row)
+        code: str = row.code
+        if row.known:
+            if view.state in (State.CANCELLED, State.CANCELLING):
+                code = "expired" if view.reason == Reason.EXPIRED else "already_cancelled"
+            elif view.state is State.REFUSED and code == REPEATED:
+                code = view.reason or "already_refused"
+        return Outcome(code, view, row.now, detail=view.detail)
+
+
+def verdict(machine: Machine, event: Event, row: Row[Any]) -> str:
+    """The code of what became of an event, from a row of one of the statements that move."""
+    if row.moved or row.buried:
+        return DONE
+    if not row.found:
+        # A Try of the same id committed between this cancel's snapshot and its tombstone: look again.
+        return AGAIN if machine is RESERVATION and event is Event.CANCEL else "not_found"
+    if not row.owned:
+        return "part_of_transaction"
+    if row.allowed and not row.in_time:
+        return "not_expired" if event is Event.EXPIRE else "expired"
+    return machine.code(event, State(row.before), row.reason)
+
+
+class Moves:
+    """Every event of one resource's reservations."""
+
+    def __init__(self, resource: Resource, *, lease_seconds: float) -> None:
+        self._sql = text(move_sql(resource.name, resource.effects, external=resource.external))
+        self._lease_seconds = lease_seconds
+
+    async def apply(self, connection: AsyncConnection, commands: Sequence[Move]) -> list[Outcome[ReservationView]]:
+        """One outcome for each command, in their order."""
+        parameters = {"commands": _encode(commands).decode(), "lease_seconds": self._lease_seconds}
+        rows = await fetch(connection, self._sql, parameters)
+        outcomes: list[Outcome[ReservationView]] = [None] * len(commands)  # type: ignore[list-item]
+        for row in rows:
+            code = verdict(RESERVATION, commands[row.ord - 1].event, row)
+            view = None if row.id is None else reservation_view(row)
+            outcomes[row.ord - 1] = Outcome(code, view, row.now)
+        return outcomes

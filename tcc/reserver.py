@@ -1,0 +1,112 @@
+"""Single reservations: tried, confirmed, cancelled, extended, and driven to rest where the outside must be asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from tcc.asking import Asking, fields
+from tcc.batch import Group, Result
+from tcc.commands import DONE, Command, Context, Move, Outcome, ReservationView, Try
+from tcc.idempotency import Claim, KeyRef, Reply
+from tcc.machine import RESTING, Event, Reason
+from tcc.settings import Settings
+from tcc.stores import Stores
+
+ReservationReply = Callable[[Outcome[ReservationView]], Reply | None]
+"""The reply to a request, or None while the reservation rests and there is nothing final to say."""
+
+
+class Reserver:
+    """What can be asked of one reservation on its own."""
+
+    def __init__(self, stores: Stores, asking: Asking, settings: Settings) -> None:
+        self._stores = stores
+        self._asking = asking
+        self._settings = settings
+
+    async def hold(
+        self,
+        context: Context,
+        *,
+        resource: str,
+        id: UUID,
+        raw: msgspec.Raw,
+        ttl_seconds: float,
+        reference: str | None,
+        claim: Claim | None,
+        reply: ReservationReply | None,
+    ) -> Result:
+        """Try: record the reservation, and hold what is local. A `trying` one is then to be settled."""
+        command = Try(
+            **fields(context), id=id, resource=resource, claim=raw, ttl_seconds=ttl_seconds, reference=reference
+        )
+        return await self._submit(resource, command, claim, None, reply)
+
+    async def move(
+        self,
+        context: Context,
+        *,
+        resource: str,
+        id: UUID,
+        event: Event,
+        reason: Reason | None = None,
+        ttl_seconds: float | None = None,
+        claim: Claim | None = None,
+        reply: ReservationReply | None = None,
+    ) -> Result:
+        """Confirm, cancel, expire, extend or retry. One that rests afterwards is then to be settled."""
+        command = Move(
+            **fields(context), id=id, resource=resource, event=event, reason=reason, ttl_seconds=ttl_seconds
+        )
+        return await self._submit(resource, command, claim, None, reply)
+
+    async def settle(
+        self,
+        context: Context,
+        view: ReservationView,
+        *,
+        answers: KeyRef | None = None,
+        reply: ReservationReply | None = None,
+        patience_seconds: float = 0,
+    ) -> Outcome[ReservationView]:
+        """Ask the outside until the reservation no longer rests, or `patience_seconds` are over.
+
+        What is left is for a sweep: the row says when it is due.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + patience_seconds
+        outcome = Outcome(DONE, view, view.updated_at)
+        while outcome.view is not None and outcome.view.state in RESTING and not outcome.view.attention:
+            move = await self._asking.ask(context, outcome.view)
+            seconds = move.retry_seconds or 0
+            patient = move.event is Event.POSTPONE and not move.attention and loop.time() + seconds < until
+            if patient:
+                # One that we shall ask again ourselves isn't due to anybody else before we had our turn.
+                move = msgspec.structs.replace(move, retry_seconds=seconds + self._settings.lease_seconds)
+            result = await self._submit(view.resource, move, None, answers, reply)
+            outcome = result.outcomes[0]
+            if move.event is Event.POSTPONE:
+                if not patient:
+                    break
+                await asyncio.sleep(seconds)
+        return outcome
+
+    async def _submit(
+        self,
+        resource: str,
+        command: Command,
+        claim: Claim | None,
+        answers: KeyRef | None,
+        reply: ReservationReply | None,
+    ) -> Result:
+        def render(outcomes: Any) -> Reply | None:
+            return reply(outcomes[0]) if reply else None
+
+        return await self._stores.of(resource).submit(
+            Group(commands=[command], claim=claim, answers=answers, render=render if reply else None)
+        )

@@ -1,0 +1,106 @@
+"""The whole of one process: databases, batchers, outsides, coordinator. Opened and closed by a composition root."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+import structlog
+
+from tcc import idempotency
+from tcc.asking import Asking
+from tcc.batch import Batcher, Group
+from tcc.coordinator import Coordinator
+from tcc.db import Database
+from tcc.idempotency import Held, KeyRef, Reply
+from tcc.metrics import Metrics
+from tcc.reserver import Reserver
+from tcc.resource import Resource
+from tcc.settings import Settings, resource_database_url
+from tcc.stores import Stores
+from tcc.wakeups import Wakeups
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class Service:
+    """Everything that the API and the workers do, for them to call."""
+
+    def __init__(self, settings: Settings, stores: Stores, metrics: Metrics, wakeups: Wakeups) -> None:
+        self.settings = settings
+        self._wakeups = wakeups
+        self.stores = stores
+        self.metrics = metrics
+        asking = Asking(stores, settings, metrics)
+        self.coordinator = Coordinator(stores, asking, settings, wakeups.transaction)
+        self.reserver = Reserver(stores, asking, settings)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start work that goes on when its caller goes away, and that `close` waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.info("left_to_a_sweep", error=str(error)[:300], kind=type(error).__name__)
+
+    async def answer(self, resource: str | None, key: KeyRef, reply: Reply) -> Reply:
+        """Store a reply under a key unless it has one; the reply that the key has now."""
+        batcher = self.stores.of(resource) if resource else self.stores.home
+        await batcher.submit(Group(commands=[], answers=key, render=lambda _: reply))
+        held = await self.held(resource, key)
+        return held.reply if held and held.reply else reply
+
+    async def held(self, resource: str | None, key: KeyRef) -> Held | None:
+        """What is stored under a key."""
+        database = (self.stores.of(resource) if resource else self.stores.home).database
+        async with database.reads.connect() as connection:
+            return (await idempotency.look(connection, [key]))[0]
+
+    async def close(self, *, patience_seconds: float = 20) -> None:
+        """Let work in progress come to its end, finish what was accepted, and let go of everything."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=patience_seconds)
+        for task in list(self._tasks):
+            task.cancel()
+        await self._wakeups.close()
+        await self.stores.close()
+
+
+def open_service(
+    settings: Settings,
+    resources: Sequence[Resource],
+    environment: Mapping[str, str],
+    *,
+    application: str,
+    batch_size: int | None = None,
+) -> Service:
+    """Build a service. Needs a running event loop; connects to nothing before it is used."""
+    metrics = Metrics()
+    by_url: dict[str, list[Resource]] = {settings.database_url: []}
+    for resource in resources:
+        by_url.setdefault(resource_database_url(resource.name, settings, environment), []).append(resource)
+    batchers = {
+        url: Batcher(
+            Database(url, application=application, pooler=settings.database_pooler),
+            here,
+            metrics,
+            lease_seconds=settings.lease_seconds,
+            batch=batch_size or settings.batch_size,
+            queue=settings.queue_size,
+        )
+        for url, here in by_url.items()
+    }
+    stores = Stores(
+        batchers[settings.database_url],
+        {resource.name: batchers[url] for url, here in by_url.items() for resource in here},
+        {resource.name: resource.connect(environment) for resource in resources if resource.connect},
+        resources,
+    )
+    return Service(settings, stores, metrics, Wakeups(settings.redis_url))

@@ -1,0 +1,69 @@
+"""Settings, read once from environment variables by a composition root, and handed down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class SettingsError(Exception):
+    """A setting is missing or makes no sense. The message says which, and what would be right."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All that an operator may set; each field is `TCC_` and its name in capitals."""
+
+    database_url: str
+    """PostgreSQL: the coordinator's, and every resource's that has none of its own (TCC_<RESOURCE>_DATABASE_URL)."""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Valkey or Redis: only wakes workers early."""
+    database_pooler: bool = False
+    """A pooler in transaction mode stands between us and PostgreSQL."""
+    log_format: str = "json"
+    """`json`, or `console` for people."""
+    log_level: str = "info"
+
+    default_ttl_seconds: float = 900
+    max_ttl_seconds: float = 7 * 86400
+    grace_seconds: float = 60
+    """How much longer than its transaction a branch is held."""
+    lease_seconds: float = 15
+    """How long whoever works on something has it to themselves, before a sweep takes it up."""
+    default_wait_seconds: float = 10
+    """How long a request waits for its transaction before it is answered 202."""
+    retry_base_seconds: float = 0.5
+    retry_cap_seconds: float = 60
+    max_attempts: int = 12
+    """After so many unanswered calls in a row, a person must look."""
+    key_retention_seconds: float = 72 * 3600
+    batch_size: int = 32
+    queue_size: int = 4096
+    sweep_interval_seconds: float = 1.0
+    sweep_size: int = 500
+    reconcile_interval_seconds: float = 300
+    max_body_bytes: int = 256 * 1024
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Raises `SettingsError` with one sentence that says what to do."""
+        given = {
+            field: environment[f"TCC_{field.upper()}"]
+            for field in cls.__struct_fields__
+            if environment.get(f"TCC_{field.upper()}")
+        }
+        if "database_url" not in given:
+            raise SettingsError(
+                "TCC_DATABASE_URL is not set: name a PostgreSQL database, such as postgresql://user@host:5432/tcc, "
+                "or run `tcc dev`, which brings its own."
+            )
+        try:
+            return msgspec.convert(given, cls, strict=False)
+        except msgspec.ValidationError as error:
+            field = str(error).rpartition("$.")[2].rstrip("`")
+            raise SettingsError(f"TCC_{field.upper()} doesn't make sense: {str(error).partition(' - at')[0]}.") from error
+
+
+def resource_database_url(resource: str, settings: Settings, environment: Mapping[str, str]) -> str:
+    """The database that owns a resource's rows."""
+    return environment.get(f"TCC_{resource.upper()}_DATABASE_URL") or settings.database_url

@@ -1,0 +1,83 @@
+"""Starting up: what must be there before a process begins its work, and one line that says what to do where it isn't."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from tcc.db import Database
+from tcc.resource import Resource
+from tcc.schema import SchemaMismatch, check_schema, migrate
+from tcc.settings import Settings, resource_database_url
+
+
+class CannotStart(Exception):
+    """Why a process can't start, and what to do, in one line."""
+
+
+def databases(
+    settings: Settings, resources: Sequence[Resource], environment: Mapping[str, str]
+) -> list[tuple[str, list[Resource]]]:
+    """Every database once, with the resources that live in it."""
+    found: dict[str, list[Resource]] = {settings.database_url: []}
+    for resource in resources:
+        found.setdefault(resource_database_url(resource.name, settings, environment), []).append(resource)
+    return list(found.items())
+
+
+async def _each(
+    settings: Settings,
+    resources: Sequence[Resource],
+    environment: Mapping[str, str],
+    work: Callable[[Database, list[Resource]], Awaitable[None]],
+) -> None:
+    for url, here in databases(settings, resources, environment):
+        database = Database(url, application="tcc-start", pooler=settings.database_pooler)
+        try:
+            await work(database, here)
+        except SchemaMismatch as error:
+            raise CannotStart(str(error)) from error
+        except (OSError, asyncio.TimeoutError) as error:
+            raise CannotStart(
+                f"No PostgreSQL answers at {database.name}: start it, or set TCC_DATABASE_URL to where it is."
+            ) from error
+        except Exception as error:  # the driver's own: a wrong password, no such database
+            cause = getattr(error, "orig", None) or error
+            raise CannotStart(
+                f"PostgreSQL at {database.name} refuses us: {cause}. Check TCC_DATABASE_URL."
+            ) from error
+        finally:
+            await database.close()
+
+
+async def check_databases(
+    settings: Settings, resources: Sequence[Resource], environment: Mapping[str, str]
+) -> None:
+    """Raise `CannotStart` unless every database can be reached and has the right schema."""
+    await _each(settings, resources, environment, check_schema)
+
+
+async def migrate_databases(
+    settings: Settings,
+    resources: Sequence[Resource],
+    environment: Mapping[str, str],
+    say: Callable[[str], None],
+) -> None:
+    """Bring every database up to date, and tell. Raises `CannotStart`."""
+
+    async def work(database: Database, here: list[Resource]) -> None:
+        revisions = await migrate(database, here)
+        say(f"{database.name} is at {', '.join(revisions)}")
+
+    await _each(settings, resources, environment, work)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise `CannotStart` where something listens on the port already."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CannotStart(f"Port {port} on {host} is taken: end what listens there, or choose another with --port.") from error

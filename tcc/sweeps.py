@@ -1,0 +1,216 @@
+"""Taking up what is due: expired tries, undecided and unfinished transactions, unanswered questions, old keys.
+
+The rows hold the schedule (`due_at`). A sweep takes rows by pushing `due_at` one lease ahead, skipping those that
+another sweep has locked, and then does what any request would do, through the same batchers. Whoever dies in between
+loses nothing: the lease runs out, and the row is due again. Every `run_once` has a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+import structlog
+from sqlalchemy import text
+
+from tcc import idempotency
+from tcc.batch import Batcher
+from tcc.commands import Context, Outcome, ReservationView
+from tcc.db import Database
+from tcc.errors import Unavailable
+from tcc.ids import new_id
+from tcc.machine import RESTING, TERMINAL, Event, Reason, State
+from tcc.reservations import reservation_view
+from tcc.resource import Finding, Resource
+from tcc.service import Service
+from tcc.sql import RESERVATION_VIEW
+
+log = structlog.get_logger(__name__)
+
+CONCURRENCY: Final = 32
+"""How many transactions, or questions to the outside, one sweep has under way at once."""
+
+_TAKE_RESERVATIONS = text(
+    f"""
+WITH due AS MATERIALIZED (
+  SELECT tenant_id, resource, id FROM reservations
+  WHERE due_at <= clock_timestamp() AND resource = ANY (CAST(:resources AS text[]))
+  ORDER BY due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED)
+UPDATE reservations r SET due_at = clock_timestamp() + make_interval(secs => :lease_seconds)
+FROM due d WHERE r.tenant_id = d.tenant_id AND r.resource = d.resource AND r.id = d.id
+RETURNING r.tenant_id, r.correlation_id, r.expires_at <= clock_timestamp() AS expired,
+  EXTRACT(epoch FROM clock_timestamp() - r.expires_at)::float8 AS lag,
+  {", ".join(f"r.{name.strip()}" for name in RESERVATION_VIEW.replace(chr(10), " ").split(","))}"""
+)
+
+_TAKE_TRANSACTIONS = text(
+    """
+WITH due AS MATERIALIZED (
+  SELECT tenant_id, id FROM transactions WHERE due_at <= clock_timestamp()
+  ORDER BY due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED)
+UPDATE transactions t SET due_at = clock_timestamp() + make_interval(secs => :lease_seconds)
+FROM due d WHERE t.tenant_id = d.tenant_id AND t.id = d.id
+RETURNING t.tenant_id, t.id, t.correlation_id"""
+)
+
+_STANDING = text(
+    """
+SELECT id::text AS id, state FROM reservations
+WHERE tenant_id = :tenant_id AND resource = :resource AND id::text = ANY (CAST(:ids AS text[]))"""
+)
+
+
+class Sweeper:
+    """The sweeps of one process."""
+
+    def __init__(self, service: Service, actor: str) -> None:
+        self._service = service
+        self._actor = actor
+        self._lease_seconds = service.settings.lease_seconds
+
+    async def reservations(self, limit: int) -> int:
+        """Give back single reservations that were abandoned, and ask again for those that rest. How many were due."""
+        taken = await self._everywhere(lambda batcher, resources: self._reservations_of(batcher, resources, limit))
+        return sum(taken)
+
+    async def _reservations_of(self, batcher: Batcher, resources: Sequence[Resource], limit: int) -> int:
+        if not resources:
+            return 0
+        rows = await _take(
+            batcher.database,
+            _TAKE_RESERVATIONS,
+            resources=[resource.name for resource in resources],
+            limit=limit,
+            lease_seconds=self._lease_seconds,
+        )
+        self._service.metrics.swept.labels("reservations").inc(len(rows))
+        external = {resource.name for resource in resources if resource.external}
+        gate = asyncio.Semaphore(CONCURRENCY)
+
+        async def one(row: Any) -> None:
+            view = reservation_view(row)
+            context = Context(row.tenant_id, self._actor, row.correlation_id)
+            if row.expired and view.state in (State.TRYING, State.TRIED):
+                self._service.metrics.expiry_lag.observe(max(0.0, row.lag))
+                view = await self._expire(context, view) or view
+            if view.resource in external and view.state in RESTING:
+                async with gate:
+                    await self._service.reserver.settle(context, view)
+
+        await _all(one(row) for row in rows)
+        return len(rows)
+
+    async def _expire(self, context: Context, view: ReservationView) -> ReservationView | None:
+        result = await self._service.reserver.move(
+            context, resource=view.resource, id=view.id, event=Event.EXPIRE, reason=Reason.EXPIRED
+        )
+        outcome: Outcome[ReservationView] = result.outcomes[0]
+        return outcome.view
+
+    async def transactions(self, limit: int) -> int:
+        """Drive transactions on that nobody drives: past their deadline, or left in the middle. How many were due."""
+        rows = await _take(
+            self._service.stores.home.database, _TAKE_TRANSACTIONS, limit=limit, lease_seconds=self._lease_seconds
+        )
+        self._service.metrics.swept.labels("transactions").inc(len(rows))
+        gate = asyncio.Semaphore(CONCURRENCY)
+
+        async def one(row: Any) -> None:
+            async with gate:
+                await self.drive(row.tenant_id, row.id, row.correlation_id)
+
+        await _all(one(row) for row in rows)
+        return len(rows)
+
+    async def drive(self, tenant_id: str, id: UUID, correlation_id: str | None = None) -> State:
+        """Take one transaction as far as it goes now. Raises `Rejected` (`not_found`)."""
+        context = Context(tenant_id, self._actor, correlation_id or new_id().hex)
+        transaction = await self._service.coordinator.load(tenant_id, id)
+        if transaction.view.state not in TERMINAL:
+            transaction = await self._service.coordinator.drive(context, transaction)
+        return transaction.view.state
+
+    async def purge(self, limit: int) -> int:
+        """Forget idempotency keys older than the retention. How many went."""
+
+        async def purge_of(batcher: Batcher, _: Sequence[Resource]) -> int:
+            async with batcher.database.reads.begin() as connection:
+                return await idempotency.purge(
+                    connection, retention_seconds=self._service.settings.key_retention_seconds, limit=limit
+                )
+
+        gone = sum(await self._everywhere(purge_of))
+        self._service.metrics.swept.labels("keys").inc(gone)
+        return gone
+
+    async def reconcile(self, *, tenant_id: str, since: timedelta) -> list[Finding]:
+        """Compare what the outside holds with what we hold: authorisations of reservations that are over."""
+        findings: list[Finding] = []
+        # The other side's clock and ours may differ: look back a little further.
+        moment = datetime.now(UTC) - since - timedelta(minutes=5)
+        for resource in self._service.stores.resources.values():
+            if not resource.external:
+                continue
+            theirs = [pair async for pair in self._service.stores.external(resource.name).claims_of_theirs(moment)]
+            database = self._service.stores.of(resource.name).database
+            for start in range(0, len(theirs), 500):
+                page = theirs[start : start + 500]
+                ids = [id for id, _ in page]
+                rows = await database.read(
+                    _STANDING, {"tenant_id": tenant_id, "resource": resource.name, "ids": ids}
+                )
+                ours = {row.id: row.state for row in rows}
+                findings += filter(None, (_mismatch(resource.name, id, held, ours.get(id)) for id, held in page))
+        for finding in findings:
+            log.warning("reconciliation", **msgspec.structs.asdict(finding))
+        return findings
+
+    async def _everywhere(
+        self, work: Callable[[Batcher, Sequence[Resource]], Awaitable[int]]
+    ) -> list[int]:
+        """The same in every database; one that is away is left for the next time."""
+        results = await asyncio.gather(
+            *(work(batcher, resources) for batcher, resources in self._service.stores.distinct()),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                log.warning("sweep_failed", error=str(result)[:300], kind=type(result).__name__)
+        return [result for result in results if isinstance(result, int)]
+
+
+async def _take(database: Database, statement: Any, **parameters: Any) -> list[Any]:
+    async with database.reads.begin() as connection:
+        return list((await connection.execute(statement, parameters)).fetchall())
+
+
+async def _all(work: Any) -> None:
+    """Wait for all; what fails is due again when its lease is over."""
+    for result in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(result, Unavailable):
+            log.info("left_for_later", code=result.code)
+        elif isinstance(result, BaseException):
+            log.error("sweep_of_one_failed", error=repr(result)[:300])
+
+
+_SETTLED: Final = {
+    State.CONFIRMED: ("captured", "refunded"),
+    State.CANCELLED: ("voided", "declined"),
+    State.REFUSED: ("declined",),
+}
+_MAY_HOLD: Final = frozenset({"authorised", "captured"})
+
+
+def _mismatch(resource: str, id: str, theirs: str, ours: str | None) -> Finding | None:
+    """What is wrong between what they hold and what we think; None while it is under way, or right."""
+    if ours is None:
+        return Finding("reconciliation", f"{resource} {id}", f"They hold '{theirs}' for a reservation we don't know.") if (
+            theirs in _MAY_HOLD
+        ) else None
+    if State(ours) in _SETTLED and theirs not in _SETTLED[State(ours)]:
+        return Finding("reconciliation", f"{resource} {id}", f"It is '{ours}' here and '{theirs}' there.")
+    return None

@@ -1,0 +1,91 @@
+"""Applies Begin and MoveTransaction commands to transactions, many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import text
+from sqlalchemy.engine import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tcc.commands import DONE, REPEATED, Begin, BranchPlan, MoveTransaction, Outcome, TransactionView
+from tcc.db import fetch
+from tcc.machine import TRANSACTION, State
+from tcc.reservations import verdict
+from tcc.sql import begin_sql, move_transaction_sql
+
+_encode = msgspec.json.Encoder().encode
+_decode_branches = msgspec.json.Decoder(list[BranchPlan]).decode
+
+
+def transaction_view(row: Row[Any]) -> TransactionView:
+    """A transaction from a row that has the columns of `tcc.sql.TRANSACTION_VIEW`."""
+    return TransactionView(
+        id=row.id,
+        state=State(row.state),
+        reason=row.reason,
+        reference=row.reference,
+        confirm=row.confirm,
+        branches=_decode_branches(row.branches),
+        detail=row.detail,
+        attention=row.attention,
+        attention_since=row.attention_since,
+        attempts=row.attempts,
+        deadline=row.expires_at,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        correlation_id=row.correlation_id,
+    )
+
+
+_LOCK = text(
+    """
+SELECT t.id FROM transactions t
+WHERE (t.tenant_id, t.id) IN (SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS uuid[])))
+ORDER BY t.tenant_id, t.id FOR NO KEY UPDATE"""
+)
+
+
+async def lock(connection: AsyncConnection, keys: Sequence[tuple[str, UUID]]) -> None:
+    """Lock transactions before anything of theirs, in order, so that two drivers of the same ones can't deadlock."""
+    await connection.execute(_LOCK, {"tenants": [tenant for tenant, _ in keys], "ids": [id for _, id in keys]})
+
+
+class Begins:
+    """Transactions recorded."""
+
+    def __init__(self) -> None:
+        self._sql = text(begin_sql())
+
+    async def apply(self, connection: AsyncConnection, commands: Sequence[Begin]) -> list[Outcome[TransactionView]]:
+        """One outcome for each command, in their order."""
+        rows = await fetch(connection, self._sql, {"commands": _encode(commands).decode()})
+        outcomes: list[Outcome[TransactionView]] = [None] * len(commands)  # type: ignore[list-item]
+        for row in rows:
+            view = transaction_view(row)
+            outcomes[row.ord - 1] = Outcome(DONE if row.begun else REPEATED, view, row.now)
+        return outcomes
+
+
+class TransactionMoves:
+    """Every event of transactions."""
+
+    def __init__(self, *, lease_seconds: float) -> None:
+        self._sql = text(move_transaction_sql())
+        self._lease_seconds = lease_seconds
+
+    async def apply(
+        self, connection: AsyncConnection, commands: Sequence[MoveTransaction]
+    ) -> list[Outcome[TransactionView]]:
+        """One outcome for each command, in their order."""
+        parameters = {"commands": _encode(commands).decode(), "lease_seconds": self._lease_seconds}
+        rows = await fetch(connection, self._sql, parameters)
+        outcomes: list[Outcome[TransactionView]] = [None] * len(commands)  # type: ignore[list-item]
+        for row in rows:
+            code = verdict(TRANSACTION, commands[row.ord - 1].event, row)
+            view = None if row.id is None else transaction_view(row)
+            outcomes[row.ord - 1] = Outcome(code, view, row.now)
+        return outcomes

@@ -1,0 +1,1 @@
+"""Behaviour that users rely on, told as sentences, on real PostgreSQL and real Valkey."""

@@ -1,0 +1,1 @@
+"""Background work: sweeps, arq jobs and the operator's command line."""

@@ -18,17 +18,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, Protocol
-from uuid import UUID
 
 import msgspec
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tcc import idempotency, transactions
-from tcc.commands import Begin, Command, Move, MoveTransaction, Outcome, Try
+from tcc.commands import DONE, Begin, Command, Move, MoveTransaction, Outcome, Try
 from tcc.db import Database, Failure, failure_of
 from tcc.errors import OutcomeUnknown, Overloaded, TccError
 from tcc.idempotency import Claim, Held, KeyRef, Reply
+from tcc.machine import TERMINAL
 from tcc.metrics import Metrics
 from tcc.reservations import AGAIN, Moves, Tries
 from tcc.resource import Resource
@@ -179,7 +179,14 @@ class Lane:
     """One queue, one connection, one batch at a time."""
 
     def __init__(
-        self, name: str, database: Database, statements: Statements, metrics: Metrics, *, batch: int, queue: int
+        self,
+        name: str,
+        database: Database,
+        statements: Statements,
+        metrics: Metrics,
+        *,
+        batch: int,
+        queue: int,
     ) -> None:
         self._name = name
         self._database = database
@@ -226,9 +233,9 @@ class Lane:
 
     def _take(self) -> list[tuple[Group, asyncio.Future[Result]]]:
         """The next groups, in order, no two of which touch the same row."""
-        taken = []
+        taken: list[tuple[Group, asyncio.Future[Result]]] = []
         blocked: set[Hashable] = set()
-        passed = []
+        passed: list[tuple[Group, asyncio.Future[Result]]] = []
         while self._waiting and len(taken) < self._batch and len(passed) < self._batch:
             entry = self._waiting.popleft()
             touched = entry[0].touches()
@@ -246,19 +253,30 @@ class Lane:
             started = time.perf_counter()
             try:
                 results = await self._commit([group for group, _ in taken])
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - classified, and either tried again or told
                 failure = failure_of(error)
                 self._metrics.batch_failures.labels(failure.name.lower()).inc()
                 if failure is Failure.POISON:
                     if len(taken) == 1:
-                        log.error("poisonous_group", lane=self._name, commands=repr(taken[0][0].commands), error=repr(error))
+                        log.error(
+                            "poisonous_group",
+                            lane=self._name,
+                            commands=repr(taken[0][0].commands),
+                            error=repr(error),
+                        )
                         self._fail(taken, TccError("internal_error"))
                     else:
                         middle = len(taken) // 2
                         await self._settle(taken[:middle])
                         await self._settle(taken[middle:])
                     return
-                log.warning("batch_retried", lane=self._name, failure=failure.name, attempt=attempt, error=str(error)[:300])
+                log.warning(
+                    "batch_retried",
+                    lane=self._name,
+                    failure=failure.name,
+                    attempt=attempt,
+                    error=str(error)[:300],
+                )
                 if attempt == ATTEMPTS:
                     self._fail(taken, OutcomeUnknown())
                     return
@@ -266,10 +284,20 @@ class Lane:
             else:
                 self._metrics.batch_size.observe(len(taken))
                 self._metrics.batch_seconds.observe(time.perf_counter() - started)
-                for (_, future), result in zip(taken, results, strict=True):
+                for (group, future), result in zip(taken, results, strict=True):
+                    self._count(group, result)
                     if not future.done():
                         future.set_result(result)
                 return
+
+    def _count(self, group: Group, result: Result) -> None:
+        """Tell the metrics what became of tries and of transactions, now that it is committed."""
+        for command, outcome in zip(group.commands, result.outcomes, strict=False):
+            if isinstance(command, Try):
+                self._metrics.tries.labels(command.resource, outcome.code).inc()
+            elif isinstance(command, MoveTransaction) and outcome.code == DONE and outcome.view:
+                if outcome.view.state in TERMINAL:
+                    self._metrics.ended.labels(outcome.view.state).inc()
 
     async def _commit(self, groups: Sequence[Group]) -> list[Result]:
         if self._connection is None:
@@ -291,7 +319,7 @@ class Lane:
             if broken:
                 await connection.invalidate()
             await connection.close()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is gone either way
             log.info("connection_not_closed", database=self._database.name, error=str(error)[:200])
 
     def _fail(self, taken: Sequence[tuple[Group, asyncio.Future[Result]]], error: BaseException) -> None:
@@ -331,5 +359,3 @@ class Batcher:
         """Finish what was accepted, then stop."""
         for lane in self._lanes.values():
             await lane.close()
-
-

@@ -62,7 +62,9 @@ _ENDS: Final = {
 }
 
 
-async def findings(service: Service, *, tenant_id: str, recent: int, reconcile: bool) -> AsyncIterator[tuple[str, list[Finding]]]:
+async def findings(
+    service: Service, *, tenant_id: str, recent: int, reconcile: bool
+) -> AsyncIterator[tuple[str, list[Finding]]]:
     """Check after check: what it promises, and what breaks it. `recent`: how many transactions to look through."""
     parameters = {"grace_seconds": service.settings.grace_seconds}
     for batcher, resources in service.stores.distinct():

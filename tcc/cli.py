@@ -45,7 +45,13 @@ def main() -> None:
 
 @main.command()
 @click.option("--port", default=8000, show_default=True, help="Where the API listens.")
-@click.option("--data", type=click.Path(path_type=Path), default=Path(".tcc"), show_default=True, help="Kept between runs.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=Path(".tcc"),
+    show_default=True,
+    help="Kept between runs.",
+)
 @one_line
 def dev(port: int, data: Path) -> None:
     """Run everything: PostgreSQL, Valkey, sandbox gateway, API and a worker.
@@ -90,7 +96,9 @@ def migrate() -> None:
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0 in a container.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0 in a container."
+)
 @click.option("--port", default=8000, show_default=True)
 @click.option("--processes", default=1, show_default=True, help="One for each core that you can spare.")
 @one_line

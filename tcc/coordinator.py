@@ -35,7 +35,18 @@ from tcc.errors import Rejected
 from tcc.idempotency import Claim, KeyRef, Reply
 from tcc.ids import new_id
 from tcc.machine import Event, Reason, State
-from tcc.protocols.tcc import AskBranch, Branch, Known, MoveBranch, MoveWhole, Park, Step, TryBranch, assume, plan
+from tcc.protocols.tcc import (
+    AskBranch,
+    Branch,
+    Known,
+    MoveBranch,
+    MoveWhole,
+    Park,
+    Step,
+    TryBranch,
+    assume,
+    plan,
+)
 from tcc.settings import Settings
 from tcc.stores import Stores
 
@@ -123,7 +134,8 @@ class Coordinator:
         commands = [self._command(context, step, id, plans, ttl_seconds, reference) for step in steps]
 
         def learned(outcomes: Sequence[Outcome[Any]]) -> Transaction:
-            return _learned(Transaction(outcomes[0].view, nothing), steps, outcomes[1:])
+            begun: Any = outcomes[0].view
+            return _learned(Transaction(begun, nothing), steps, outcomes[1:])
 
         group = Group(commands=[begin, *commands], claim=claim, render=lambda outcomes: reply(learned(outcomes)))
         result = await self._stores.home.submit(group)
@@ -162,9 +174,7 @@ class Coordinator:
         render: Callable[[Sequence[Outcome[Any]]], Reply | None] | None = None,
     ) -> Result:
         """Confirm, cancel, extend or retry a transaction: one guarded update, which is a decision's commit point."""
-        command = MoveTransaction(
-            **fields(context), id=id, event=event, reason=reason, ttl_seconds=ttl_seconds
-        )
+        command = MoveTransaction(**fields(context), id=id, event=event, reason=reason, ttl_seconds=ttl_seconds)
         return await self._stores.home.submit(Group(commands=[command], claim=claim, render=render))
 
     async def extend_branches(self, context: Context, transaction: Transaction, ttl_seconds: float) -> Transaction:
@@ -208,7 +218,10 @@ class Coordinator:
         blocked: dict[int, Move] = {}
         for _ in range(MAX_ROUNDS):
             known = self._known(
-                transaction.view.state, transaction.view.confirm == "auto", transaction.overdue, transaction.branches
+                transaction.view.state,
+                transaction.view.confirm == "auto",
+                transaction.overdue,
+                transaction.branches,
             )
             due = [MoveBranch(known.branches[index], move.event) for index, move in prepared.items()]
             steps = self._stretch(known, due or plan(known))
@@ -270,7 +283,7 @@ class Coordinator:
             )
 
         questions = asyncio.gather(
-            *(self._asking.ask(context, view) for i in asks if (view := transaction.branches[i].view))
+            *(self._asking.ask(context, branch) for i in asks if (branch := transaction.branches[i].view))
         )
         results, moves = await asyncio.gather(
             asyncio.gather(*(submit(place, these) for place, these in groups.items())), questions
@@ -377,7 +390,7 @@ def _learned(transaction: Transaction, steps: Sequence[Step], outcomes: Sequence
     view, overdue, branches = transaction.view, transaction.overdue, list(transaction.branches)
     for step, outcome in zip(steps, outcomes, strict=False):
         match step:
-            case MoveWhole(event):
+            case MoveWhole():
                 view = outcome.view or view
                 if outcome.code == "expired":
                     overdue = view.state in (State.TRYING, State.TRIED)

@@ -23,10 +23,13 @@ _COMMAND_TIMEOUT_SECONDS: Final = 15
 """For a backend that is frozen, and so keeps no time limit of its own."""
 
 _BATCH_PLANS: Final = {
-    # A generic plan that was made while tables were empty would scan them for ever after.
+    # A generic plan that was made while tables were empty would scan them for ever after, or hash them whole. What a
+    # batch needs is one look-up by key for each command, whatever the statistics say.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
+    "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "enable_material": "off",
 }
 
 

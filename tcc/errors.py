@@ -1,10 +1,10 @@
 """What can go wrong, as stable codes. No HTTP in here: `tcc.http.problems` maps codes to statuses.
 
-    TccError
-    ├── Rejected          the request was wrong, or contradicts what already happened; nothing was done
-    └── Unavailable       nothing is known to be wrong with the request; asking again is right
-        ├── Overloaded        the queue is full; nothing was done
-        └── OutcomeUnknown    the database went away; what was asked may or may not have happened
+TccError
+├── Rejected          the request was wrong, or contradicts what already happened; nothing was done
+└── Unavailable       nothing is known to be wrong with the request; asking again is right
+    ├── Overloaded        the queue is full; nothing was done
+    └── OutcomeUnknown    the database went away; what was asked may or may not have happened
 """
 
 from __future__ import annotations

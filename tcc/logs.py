@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import msgspec
 import structlog
@@ -11,14 +12,14 @@ import structlog
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-def configure_logs(format: str, level: str) -> None:
-    """Set up this process's logs, once, at its start. `format` is `json` or `console`."""
-    shared = [
+def configure_logs(form: str, level: str) -> None:
+    """Set up this process's logs, once, at its start. `form` is `json` or `console`."""
+    shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if format == "console":
+    if form == "console":
         structlog.configure(
             processors=[*shared, structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())],
             wrapper_class=structlog.make_filtering_bound_logger(_LEVELS.get(level, logging.INFO)),

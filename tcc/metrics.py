@@ -11,9 +11,12 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.tries = Counter(
-            "tcc_tries_total", "Tries by resource and outcome.", ["resource", "outcome"], registry=self.registry
+            "tcc_tries_total",
+            "Tries by resource and outcome.",
+            ["resource", "outcome"],
+            registry=self.registry,
         )
-        self.decisions = Counter(
+        self.ended = Counter(
             "tcc_transactions_ended_total", "Transactions by final state.", ["state"], registry=self.registry
         )
         self.batch_size = Histogram(
@@ -29,7 +32,10 @@ class Metrics:
             registry=self.registry,
         )
         self.batch_failures = Counter(
-            "tcc_batch_failures_total", "Batches that failed, by what it meant.", ["failure"], registry=self.registry
+            "tcc_batch_failures_total",
+            "Batches that failed, by what it meant.",
+            ["failure"],
+            registry=self.registry,
         )
         self.external_calls = Counter(
             "tcc_gateway_calls_total",
@@ -45,13 +51,16 @@ class Metrics:
         )
         self.swept = Counter("tcc_swept_total", "Rows that sweeps took up.", ["sweep"], registry=self.registry)
         self.open_transactions = Gauge(
-            "tcc_transactions", "Transactions that are not at their end, by state.", ["state"], registry=self.registry
+            "tcc_transactions",
+            "Transactions that are not at their end, by state.",
+            ["state"],
+            registry=self.registry,
         )
-        self.attention = Gauge(
-            "tcc_attention", "What waits for a person.", ["kind"], registry=self.registry
-        )
+        self.attention = Gauge("tcc_attention", "What waits for a person.", ["kind"], registry=self.registry)
         self.oldest_undecided = Gauge(
-            "tcc_oldest_undecided_seconds", "Age of the oldest transaction without a decision.", registry=self.registry
+            "tcc_oldest_undecided_seconds",
+            "Age of the oldest transaction without a decision.",
+            registry=self.registry,
         )
         self.oldest_undriven = Gauge(
             "tcc_oldest_undriven_seconds",
@@ -59,7 +68,9 @@ class Metrics:
             registry=self.registry,
         )
         self.overdue = Gauge(
-            "tcc_oldest_due_seconds", "How long the most overdue row has waited for a sweep.", registry=self.registry
+            "tcc_oldest_due_seconds",
+            "How long the most overdue row has waited for a sweep.",
+            registry=self.registry,
         )
         self.scrape_failures = Counter(
             "tcc_scrape_failures_total", "Scrapes that could not read the databases.", registry=self.registry

@@ -87,7 +87,13 @@ async def transactions(
     limit: int,
 ) -> list[TransactionView]:
     """Transactions, newest first, older than `before`."""
-    parameters = {"tenant_id": tenant_id, "state": state, "attention": attention, "before": before, "limit": limit}
+    parameters = {
+        "tenant_id": tenant_id,
+        "state": state,
+        "attention": attention,
+        "before": before,
+        "limit": limit,
+    }
     return [transaction_view(row) for row in await database.read(_TRANSACTIONS, parameters)]
 
 

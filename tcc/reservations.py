@@ -77,9 +77,9 @@ class Tries:
 
 def verdict(machine: Machine, event: Event, row: Row[Any]) -> str:
     """The code of what became of an event, from a row of one of the statements that move."""
-    if row.moved or row.buried:
+    if row.how in ("moved", "buried"):
         return DONE
-    if not row.found:
+    if row.how is None:
         # A Try of the same id committed between this cancel's snapshot and its tombstone: look again.
         return AGAIN if machine is RESERVATION and event is Event.CANCEL else "not_found"
     if not row.owned:

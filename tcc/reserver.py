@@ -43,7 +43,12 @@ class Reserver:
     ) -> Result:
         """Try: record the reservation, and hold what is local. A `trying` one is then to be settled."""
         command = Try(
-            **fields(context), id=id, resource=resource, claim=raw, ttl_seconds=ttl_seconds, reference=reference
+            **fields(context),
+            id=id,
+            resource=resource,
+            claim=raw,
+            ttl_seconds=ttl_seconds,
+            reference=reference,
         )
         return await self._submit(resource, command, claim, None, reply)
 
@@ -60,9 +65,7 @@ class Reserver:
         reply: ReservationReply | None = None,
     ) -> Result:
         """Confirm, cancel, expire, extend or retry. One that rests afterwards is then to be settled."""
-        command = Move(
-            **fields(context), id=id, resource=resource, event=event, reason=reason, ttl_seconds=ttl_seconds
-        )
+        command = Move(**fields(context), id=id, resource=resource, event=event, reason=reason, ttl_seconds=ttl_seconds)
         return await self._submit(resource, command, claim, None, reply)
 
     async def settle(

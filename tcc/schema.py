@@ -31,7 +31,10 @@ def _config(resources: Sequence[Resource]) -> Config:
     config = Config()
     config.set_main_option("script_location", str(here))
     config.set_main_option("path_separator", "os")
-    folders = [str(here / "versions"), *(resource.migrations for resource in resources if resource.migrations)]
+    folders = [
+        str(here / "versions"),
+        *(resource.migrations for resource in resources if resource.migrations),
+    ]
     config.set_main_option("version_locations", os.pathsep.join(folders))
     return config
 
@@ -69,7 +72,7 @@ async def migrate(database: Database, resources: Sequence[Resource]) -> list[str
 async def check_schema(database: Database, resources: Sequence[Resource]) -> None:
     """Raise `SchemaMismatch` unless the database is where this code expects it."""
     script = ScriptDirectory.from_config(_config(resources))
-    wanted = {revision.revision for label in _labels(resources) if (revision := script.get_revision(f"{label}@head"))}
+    wanted = {script.get_revision(f"{label}@head").revision for label in _labels(resources)}
 
     def run(connection: Connection) -> set[str]:
         return set(MigrationContext.configure(connection).get_current_heads())

@@ -61,7 +61,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
             field = str(error).rpartition("$.")[2].rstrip("`")
-            raise SettingsError(f"TCC_{field.upper()} doesn't make sense: {str(error).partition(' - at')[0]}.") from error
+            raise SettingsError(
+                f"TCC_{field.upper()} doesn't make sense: {str(error).partition(' - at')[0]}."
+            ) from error
 
 
 def resource_database_url(resource: str, settings: Settings, environment: Mapping[str, str]) -> str:

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from tcc.machine import OPEN, RESERVATION, RESTING, TRANSACTION, State
+from tcc.machine import RESERVATION, RESTING, TRANSACTION, Machine, State
 from tcc.resource import Effects
 
 _RESTING: Final = ", ".join(f"'{state}'" for state in sorted(RESTING))
-_OPEN: Final = ", ".join(f"'{state}'" for state in sorted(OPEN))
 
 _COMMAND_COLUMNS: Final = "tenant_id text, id uuid, correlation_id text, actor text, entry_id uuid"
 
@@ -31,29 +30,41 @@ TRANSACTION_VIEW: Final = """id, state, reason, reference, confirm, branches, de
   attention_since, attempts, expires_at, created_at, updated_at, correlation_id"""
 
 
-def _commands(columns: str) -> str:
-    return f"""ROWS FROM (jsonb_to_recordset(CAST(:commands AS jsonb)) AS ({columns})) WITH ORDINALITY"""
-
-
-def _names(columns: str) -> str:
-    return ", ".join(column.split()[0] for column in columns.replace("\n", " ").split(","))
+def _cmd(columns: str, resource: str | None = None) -> str:
+    """The commands as rows, numbered from 1 in `ord`. `resource`, where there is one, is a column as any other: a
+    constant part of a key would invite the planner to scan all rows that have it."""
+    names = ", ".join(column.split()[0] for column in columns.replace("\n", " ").split(","))
+    constant = f", CAST('{resource}' AS text) AS resource" if resource else ""
+    return f"""cmd AS MATERIALIZED (
+  SELECT c.*{constant}
+  FROM ROWS FROM (jsonb_to_recordset(CAST(:commands AS jsonb)) AS ({columns})) WITH ORDINALITY AS c({names}, ord))"""
 
 
 def _with(*parts: str) -> str:
     return "WITH " + ",\n".join(part.strip().rstrip(",") for part in parts if part.strip())
 
 
+def _shown(view: str, *sources: tuple[str, str]) -> str:
+    """The rows to show, as (ord, how, view): `how` says where a row comes from. No two sources show the same ord."""
+    selects = (f"SELECT x.ord, {how} AS how, {_prefixed(view, 'x')} FROM {relation}" for how, relation in sources)
+    return "shown AS MATERIALIZED (\n  " + "\n  UNION ALL ".join(selects) + ")"
+
+
+def _prefixed(columns: str, relation: str) -> str:
+    return ", ".join(f"{relation}.{name.strip()}" for name in columns.replace("\n", " ").split(","))
+
+
 def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
-    """Tries: (ord, known, code, detail of the decision, now, the reservation's columns)."""
+    """Tries: (ord, known, code, what a refusal found, now, the reservation's columns)."""
     held = State.TRYING if external else State.TRIED
+    due_seconds = "LEAST(f.ttl_seconds, :lease_seconds)" if external else "f.ttl_seconds"
     columns = f"{_COMMAND_COLUMNS}, transaction_id uuid, reference text, claim jsonb, ttl_seconds float8"
     return (
         _with(
-            f"""cmd AS MATERIALIZED (
-  SELECT * FROM {_commands(columns)} AS c({_names(columns)}, ord))""",
-            f"""known AS MATERIALIZED (
-  SELECT c.ord, r.* FROM cmd c
-  JOIN reservations r ON r.tenant_id = c.tenant_id AND r.resource = '{resource}' AND r.id = c.id)""",
+            _cmd(columns, resource),
+            """known AS MATERIALIZED (
+  SELECT c.ord, r.claim = c.claim AND r.transaction_id IS NOT DISTINCT FROM c.transaction_id AS same, r.*
+  FROM cmd c JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id)""",
             """fresh AS MATERIALIZED (
   SELECT c.* FROM cmd c WHERE NOT EXISTS (SELECT FROM known k WHERE k.ord = c.ord))""",
             effects.decide,
@@ -61,60 +72,49 @@ def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
             f"""recorded AS (
   INSERT INTO reservations (tenant_id, resource, id, state, reason, transaction_id, reference, claim, detail,
     expires_at, due_at, created_at, updated_at, correlation_id)
-  SELECT f.tenant_id, '{resource}', f.id, CASE d.code WHEN 'tried' THEN '{held}' ELSE 'refused' END,
+  SELECT f.tenant_id, f.resource, f.id, CASE d.code WHEN 'tried' THEN '{held}' ELSE 'refused' END,
     CASE d.code WHEN 'tried' THEN NULL ELSE d.code END, f.transaction_id, f.reference, f.claim, d.detail,
     k.now + make_interval(secs => f.ttl_seconds),
-    CASE WHEN d.code = 'tried' AND f.transaction_id IS NULL
-         THEN k.now + make_interval(secs => {"LEAST(f.ttl_seconds, :lease_seconds)" if external else "f.ttl_seconds"})
-    END,
+    CASE WHEN d.code = 'tried' AND f.transaction_id IS NULL THEN k.now + make_interval(secs => {due_seconds}) END,
     k.now, k.now, f.correlation_id
-  FROM fresh f JOIN decided d USING (ord) CROSS JOIN clock k
+  FROM fresh f JOIN decided d ON d.ord = f.ord CROSS JOIN clock k
   WHERE d.kept AND d.code <> 'again'
   ORDER BY f.tenant_id, f.id
   ON CONFLICT DO NOTHING
   RETURNING *)""",
+            """written AS MATERIALIZED (
+  SELECT f.ord, f.entry_id, f.actor, r.*
+  FROM recorded r JOIN fresh f ON f.id = r.id AND f.tenant_id = r.tenant_id)""",
             """accepted AS (
-  SELECT f.ord, f.tenant_id, f.id, f.transaction_id, f.claim, r.created_at AS now
-  FROM recorded r JOIN fresh f USING (tenant_id, id) WHERE r.state <> 'refused')""",
+  SELECT w.ord, w.tenant_id, w.id, w.transaction_id, w.claim, w.created_at AS now
+  FROM written w WHERE w.state <> 'refused')""",
             effects.on_try,
-            f"""journaled AS (
+            """journaled AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
     correlation_id, actor)
-  SELECT f.tenant_id, f.id, f.entry_id, f.transaction_id, '{resource}', r.created_at, 'try', NULL, r.state, r.reason,
-    f.correlation_id, f.actor
-  FROM recorded r JOIN fresh f USING (tenant_id, id))""",
-            _shown(RESERVATION_VIEW, "known x", "recorded x"),
+  SELECT w.tenant_id, w.id, w.entry_id, w.transaction_id, w.resource, w.created_at, 'try', NULL, w.state, w.reason,
+    w.correlation_id, w.actor
+  FROM written w)""",
+            _shown(
+                RESERVATION_VIEW,
+                ("CASE WHEN x.same THEN 'repeated' ELSE 'id_reused' END", "known x"),
+                ("'done'", "written x"),
+            ),
         )
         + f"""
-SELECT c.ord, n.id IS NOT NULL AS known, k.now,
-  CASE WHEN n.id IS NOT NULL THEN CASE WHEN n.claim = c.claim AND n.transaction_id IS NOT DISTINCT FROM c.transaction_id
-                                       THEN 'repeated' ELSE 'id_reused' END
-       WHEN d.code = 'tried' AND r.id IS NULL THEN 'again'
-       WHEN d.code = 'tried' THEN 'done'
+SELECT c.ord, d.ord IS NULL AS known, k.now,
+  CASE WHEN d.ord IS NULL THEN s.how
+       WHEN d.kept AND s.ord IS NULL THEN 'again'
+       WHEN d.code = 'tried' THEN s.how
        ELSE d.code END AS code,
-  d.detail AS refusal,
-  {_prefixed(RESERVATION_VIEW, "s")}
+  d.detail AS refusal, {_prefixed(RESERVATION_VIEW, "s")}
 FROM cmd c CROSS JOIN clock k
-LEFT JOIN known n ON n.ord = c.ord
 LEFT JOIN decided d ON d.ord = c.ord
-LEFT JOIN recorded r ON r.tenant_id = c.tenant_id AND r.id = c.id
-LEFT JOIN shown s ON s.tenant_id = c.tenant_id AND s.id = c.id"""
+LEFT JOIN shown s ON s.ord = c.ord"""
     )
 
 
-def _shown(view: str, *sources: str) -> str:
-    """The rows to show, one for each command at most: every source gives other rows."""
-    return "shown AS (" + " UNION ALL ".join(f"SELECT {_prefixed(f'tenant_id, {view}', 'x')} FROM {s}" for s in sources) + ")"
-
-
-def _prefixed(columns: str, relation: str) -> str:
-    return ", ".join(f"{relation}.{name.strip()}" for name in columns.replace("\n", " ").split(","))
-
-
-_UNMOVED: Final = "judged x WHERE NOT EXISTS (SELECT FROM moved_rows m WHERE m.tenant_id = x.tenant_id AND m.id = x.id)"
-
-
-_SET: Final = f"""state = j.target,
+_SET: Final = """state = j.target,
     reason = COALESCE(j.said_reason, r.reason),
     expires_at = j.until,
     expires_cap = COALESCE(j.cap, r.expires_cap),
@@ -134,18 +134,20 @@ _DUE: Final = f"""CASE
     END"""
 
 
-def _judged(machine_values: str, columns: str, table: str, key: str, *, branch: bool) -> tuple[str, ...]:
+def _judged(machine: Machine, columns: str, table: str, resource: str | None) -> tuple[str, ...]:
     """Lock the rows in order, read the clock, and say of each command what it would do, and whether it may."""
+    branch = resource is not None
     owner = "l.transaction_id IS NOT DISTINCT FROM l.said_transaction_id" if branch else "true"
     decided_elsewhere = "l.transaction_id IS NOT NULL OR " if branch else ""
     said = "c.transaction_id AS said_transaction_id, c.exchanges," if branch else "NULL::jsonb AS exchanges,"
+    of_resource = " AND r.resource = c.resource" if branch else ""
     return (
-        f"cmd AS MATERIALIZED (SELECT * FROM {_commands(columns)} AS c({_names(columns)}, ord))",
-        f"machine(event, source, target, guard) AS (VALUES {machine_values})",
+        _cmd(columns, resource),
+        f"machine(event, source, target, guard) AS (VALUES {machine.sql_values()})",
         f"""locked AS MATERIALIZED (
   SELECT c.ord, c.event, c.reason AS said_reason, c.ttl_seconds, c.retry_seconds, c.cap, c.detail AS said_detail,
     c.attention AS said_attention, c.correlation_id AS said_correlation_id, c.actor, c.entry_id, {said} r.*
-  FROM cmd c JOIN {table} r ON {key}
+  FROM cmd c JOIN {table} r ON r.id = c.id{of_resource} AND r.tenant_id = c.tenant_id
   ORDER BY r.tenant_id, r.id FOR NO KEY UPDATE OF r)""",
         "clock AS MATERIALIZED (SELECT clock_timestamp() AS now, count(*) AS locked FROM locked)",
         f"""judged AS MATERIALIZED (
@@ -159,6 +161,18 @@ def _judged(machine_values: str, columns: str, table: str, key: str, *, branch: 
     )
 
 
+def _moved_rows(table: str, assignments: str) -> str:
+    """The one UPDATE that moves a state, guarded by the state it comes from."""
+    of_resource = " AND r.resource = j.resource" if table == "reservations" else ""
+    return f"""moved_rows AS (
+  UPDATE {table} r SET {_SET},
+    {assignments}
+  FROM judged j
+  WHERE r.id = j.id{of_resource} AND r.tenant_id = j.tenant_id AND r.state = j.state
+    AND j.target IS NOT NULL AND j.in_time AND j.owned
+  RETURNING j.ord, j.event, j.state AS source, j.said_detail, j.now, r.*)"""
+
+
 def _journaled(resource: str, transaction: str) -> str:
     return f"""journaled AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
@@ -166,122 +180,103 @@ def _journaled(resource: str, transaction: str) -> str:
   SELECT j.tenant_id, j.id, j.entry_id, {transaction}, {resource}, j.now, j.event,
     j.state, COALESCE(m.state, j.state), j.said_reason, j.said_correlation_id, j.actor, j.attempts, j.exchanges,
     COALESCE(j.said_detail, to_jsonb(j.said_attention))
-  FROM judged j LEFT JOIN moved_rows m USING (tenant_id, id) WHERE m.id IS NOT NULL OR j.exchanges IS NOT NULL)"""
+  FROM judged j LEFT JOIN moved_rows m ON m.ord = j.ord WHERE m.ord IS NOT NULL OR j.exchanges IS NOT NULL)"""
+
+
+_UNMOVED: Final = ("'found'", "judged x WHERE NOT EXISTS (SELECT FROM moved_rows m WHERE m.ord = x.ord)")
+
+
+def _outcomes(view: str) -> str:
+    return f"""
+SELECT c.ord, s.how, j.state AS before, j.target IS NOT NULL AS allowed, j.in_time, j.owned, k.now,
+  {_prefixed(view, "s")}
+FROM cmd c CROSS JOIN clock k
+LEFT JOIN judged j ON j.ord = c.ord
+LEFT JOIN shown s ON s.ord = c.ord"""
 
 
 def move_sql(resource: str, effects: Effects, *, external: bool) -> str:
-    """Moves: (ord, found, state before, moved, in_time, owned, buried, now, the reservation's columns)."""
+    """Moves: (ord, how, state before, allowed, in_time, owned, now, the reservation's columns).
+
+    `how` is `moved`, `buried` (a tombstone was left), `found` (and not moved), or null: there is no such reservation.
+    """
     machine = RESERVATION if external else RESERVATION.local()
     columns = f"{_MOVE_COLUMNS}, transaction_id uuid, exchanges jsonb"
-    return (
-        _with(
-            *_judged(
-                machine.sql_values(),
-                columns,
-                "reservations",
-                f"r.tenant_id = c.tenant_id AND r.resource = '{resource}' AND r.id = c.id",
-                branch=True,
-            ),
-            f"""moved_rows AS (
-  UPDATE reservations r SET {_SET},
-    due_at = CASE WHEN j.transaction_id IS NULL THEN {_DUE} END
-  FROM judged j
-  WHERE r.tenant_id = j.tenant_id AND r.resource = '{resource}' AND r.id = j.id AND r.state = j.state
-    AND j.target IS NOT NULL AND j.in_time AND j.owned
-  RETURNING r.*)""",
-            """moved AS (
-  SELECT j.ord, j.tenant_id, j.id, j.transaction_id, j.claim, j.event, j.state AS source, j.target,
-    j.said_detail AS detail, j.now
-  FROM judged j JOIN moved_rows m USING (tenant_id, id))""",
-            effects.on_move,
-            f"""buried AS (
+    return _with(
+        *_judged(machine, columns, "reservations", resource),
+        _moved_rows("reservations", f"due_at = CASE WHEN j.transaction_id IS NULL THEN {_DUE} END"),
+        """moved AS (
+  SELECT m.ord, m.tenant_id, m.id, m.transaction_id, m.claim, m.event, m.source, m.state AS target,
+    m.said_detail AS detail, m.now
+  FROM moved_rows m)""",
+        effects.on_move,
+        """tombstones AS (
   INSERT INTO reservations (tenant_id, resource, id, state, reason, transaction_id, claim, expires_at, created_at,
     updated_at, correlation_id)
-  SELECT c.tenant_id, '{resource}', c.id, 'cancelled', 'never_tried', c.transaction_id, 'null'::jsonb, k.now, k.now,
+  SELECT c.tenant_id, c.resource, c.id, 'cancelled', 'never_tried', c.transaction_id, 'null'::jsonb, k.now, k.now,
     k.now, c.correlation_id
   FROM cmd c CROSS JOIN clock k
   WHERE c.event = 'cancel' AND NOT EXISTS (SELECT FROM locked l WHERE l.ord = c.ord)
   ORDER BY c.tenant_id, c.id
   ON CONFLICT DO NOTHING
   RETURNING *)""",
-            _journaled(f"'{resource}'", "j.transaction_id"),
-            f"""buried_journal AS (
+        """buried AS MATERIALIZED (
+  SELECT c.ord, c.entry_id, c.actor, t.* FROM tombstones t JOIN cmd c ON c.id = t.id AND c.tenant_id = t.tenant_id)""",
+        _journaled("j.resource", "j.transaction_id"),
+        """buried_journal AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
     correlation_id, actor)
-  SELECT c.tenant_id, c.id, c.entry_id, c.transaction_id, '{resource}', b.created_at, c.event, NULL, b.state, b.reason,
-    c.correlation_id, c.actor
-  FROM buried b JOIN cmd c USING (tenant_id, id))""",
-            _shown(RESERVATION_VIEW, "moved_rows x", "buried x", _UNMOVED),
-        )
-        + f"""
-SELECT c.ord, j.ord IS NOT NULL AS found, j.state AS before, m.id IS NOT NULL AS moved, b.id IS NOT NULL AS buried,
-  j.target IS NOT NULL AS allowed, j.in_time, j.owned, k.now, {_prefixed(RESERVATION_VIEW, "s")}
-FROM cmd c CROSS JOIN clock k
-LEFT JOIN judged j ON j.ord = c.ord
-LEFT JOIN moved_rows m ON m.tenant_id = c.tenant_id AND m.id = c.id
-LEFT JOIN buried b ON b.tenant_id = c.tenant_id AND b.id = c.id
-LEFT JOIN shown s ON s.tenant_id = c.tenant_id AND s.id = c.id"""
-    )
+  SELECT b.tenant_id, b.id, b.entry_id, b.transaction_id, b.resource, b.created_at, 'cancel', NULL, b.state, b.reason,
+    b.correlation_id, b.actor
+  FROM buried b)""",
+        _shown(RESERVATION_VIEW, ("'moved'", "moved_rows x"), ("'buried'", "buried x"), _UNMOVED),
+    ) + _outcomes(RESERVATION_VIEW)
 
 
 def begin_sql() -> str:
-    """Transactions recorded: (ord, now, the transaction's columns); a repeat finds the row that is there."""
+    """Transactions recorded: (ord, how, now, the transaction's columns); a repeat finds the row that is there."""
     columns = f"""{_COMMAND_COLUMNS}, reference text, confirm text, branches jsonb, ttl_seconds float8,
       retry_seconds float8"""
     return (
         _with(
-            f"cmd AS MATERIALIZED (SELECT * FROM {_commands(columns)} AS c({_names(columns)}, ord))",
+            _cmd(columns),
+            "clock AS MATERIALIZED (SELECT clock_timestamp() AS now)",
+            """known AS MATERIALIZED (
+  SELECT c.ord, r.* FROM cmd c JOIN transactions r ON r.id = c.id AND r.tenant_id = c.tenant_id)""",
             """recorded AS (
   INSERT INTO transactions (tenant_id, id, state, reference, confirm, branches, expires_at, due_at,
     created_at, updated_at, correlation_id)
   SELECT c.tenant_id, c.id, 'trying', c.reference, c.confirm, c.branches,
     k.now + make_interval(secs => c.ttl_seconds), k.now + make_interval(secs => LEAST(c.ttl_seconds, c.retry_seconds)),
     k.now, k.now, c.correlation_id
-  FROM cmd c CROSS JOIN (SELECT clock_timestamp() AS now) k
+  FROM cmd c CROSS JOIN clock k
+  WHERE NOT EXISTS (SELECT FROM known n WHERE n.ord = c.ord)
   ORDER BY c.tenant_id, c.id
-  ON CONFLICT DO NOTHING
   RETURNING *)""",
+            """written AS MATERIALIZED (
+  SELECT c.ord, c.entry_id, c.actor, r.* FROM recorded r JOIN cmd c ON c.id = r.id AND c.tenant_id = r.tenant_id)""",
             """journaled AS (
-  INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, at, event, source, target, correlation_id, actor)
-  SELECT c.tenant_id, c.id, c.entry_id, c.id, r.created_at, 'begin', NULL, r.state, c.correlation_id, c.actor
-  FROM recorded r JOIN cmd c USING (tenant_id, id))""",
-            _shown(TRANSACTION_VIEW, "recorded x", "transactions x JOIN cmd c ON x.tenant_id = c.tenant_id AND x.id = c.id"),
+  INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, at, event, source, target, correlation_id,
+    actor)
+  SELECT w.tenant_id, w.id, w.entry_id, w.id, w.created_at, 'begin', NULL, w.state, w.correlation_id, w.actor
+  FROM written w)""",
+            _shown(TRANSACTION_VIEW, ("'done'", "written x"), ("'repeated'", "known x")),
         )
         + f"""
-SELECT c.ord, r.id IS NOT NULL AS begun, clock_timestamp() AS now, {_prefixed(TRANSACTION_VIEW, "s")}
-FROM cmd c
-LEFT JOIN recorded r ON r.tenant_id = c.tenant_id AND r.id = c.id
-LEFT JOIN shown s ON s.tenant_id = c.tenant_id AND s.id = c.id"""
+SELECT s.ord, s.how, k.now, {_prefixed(TRANSACTION_VIEW, "s")} FROM shown s CROSS JOIN clock k"""
     )
 
 
 def move_transaction_sql() -> str:
-    """Transactions moved: (ord, found, state before, moved, in_time, now, the transaction's columns)."""
-    return (
-        _with(
-            *_judged(
-                TRANSACTION.sql_values(),
-                _MOVE_COLUMNS,
-                "transactions",
-                "r.tenant_id = c.tenant_id AND r.id = c.id",
-                branch=False,
-            ),
-            f"""moved_rows AS (
-  UPDATE transactions r SET {_SET},
-    due_at = {_DUE},
+    """Transactions moved: (ord, how, state before, allowed, in_time, owned, now, the transaction's columns)."""
+    return _with(
+        *_judged(TRANSACTION, _MOVE_COLUMNS, "transactions", None),
+        _moved_rows(
+            "transactions",
+            f"""due_at = {_DUE},
     decided_at = CASE WHEN j.target IN ('confirming', 'cancelling') THEN COALESCE(r.decided_at, j.now)
-                      ELSE r.decided_at END
-  FROM judged j
-  WHERE r.tenant_id = j.tenant_id AND r.id = j.id AND r.state = j.state AND j.target IS NOT NULL AND j.in_time
-  RETURNING r.*)""",
-            _journaled("NULL", "j.id"),
-            _shown(TRANSACTION_VIEW, "moved_rows x", _UNMOVED),
-        )
-        + f"""
-SELECT c.ord, j.ord IS NOT NULL AS found, j.state AS before, m.id IS NOT NULL AS moved, false AS buried,
-  j.target IS NOT NULL AS allowed, j.in_time, true AS owned, k.now, {_prefixed(TRANSACTION_VIEW, "s")}
-FROM cmd c CROSS JOIN clock k
-LEFT JOIN judged j ON j.ord = c.ord
-LEFT JOIN moved_rows m ON m.tenant_id = c.tenant_id AND m.id = c.id
-LEFT JOIN shown s ON s.tenant_id = c.tenant_id AND s.id = c.id"""
-    )
+                      ELSE r.decided_at END""",
+        ),
+        _journaled("NULL", "j.id"),
+        _shown(TRANSACTION_VIEW, ("'moved'", "moved_rows x"), _UNMOVED),
+    ) + _outcomes(TRANSACTION_VIEW)

@@ -1,8 +1,7 @@
-"""Starting up: what must be there before a process begins its work, and one line that says what to do where it isn't."""
+"""Starting up: what must be there before a process begins its work, and what to do where it isn't."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -38,22 +37,18 @@ async def _each(
             await work(database, here)
         except SchemaMismatch as error:
             raise CannotStart(str(error)) from error
-        except (OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, OSError) as error:
             raise CannotStart(
                 f"No PostgreSQL answers at {database.name}: start it, or set TCC_DATABASE_URL to where it is."
             ) from error
         except Exception as error:  # the driver's own: a wrong password, no such database
             cause = getattr(error, "orig", None) or error
-            raise CannotStart(
-                f"PostgreSQL at {database.name} refuses us: {cause}. Check TCC_DATABASE_URL."
-            ) from error
+            raise CannotStart(f"PostgreSQL at {database.name} refuses us: {cause}. Check TCC_DATABASE_URL.") from error
         finally:
             await database.close()
 
 
-async def check_databases(
-    settings: Settings, resources: Sequence[Resource], environment: Mapping[str, str]
-) -> None:
+async def check_databases(settings: Settings, resources: Sequence[Resource], environment: Mapping[str, str]) -> None:
     """Raise `CannotStart` unless every database can be reached and has the right schema."""
     await _each(settings, resources, environment, check_schema)
 
@@ -80,4 +75,6 @@ def check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise CannotStart(f"Port {port} on {host} is taken: end what listens there, or choose another with --port.") from error
+            raise CannotStart(
+                f"Port {port} on {host} is taken: end what listens there, or choose another with --port."
+            ) from error

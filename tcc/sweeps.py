@@ -114,7 +114,10 @@ class Sweeper:
     async def transactions(self, limit: int) -> int:
         """Drive transactions on that nobody drives: past their deadline, or left in the middle. How many were due."""
         rows = await _take(
-            self._service.stores.home.database, _TAKE_TRANSACTIONS, limit=limit, lease_seconds=self._lease_seconds
+            self._service.stores.home.database,
+            _TAKE_TRANSACTIONS,
+            limit=limit,
+            lease_seconds=self._lease_seconds,
         )
         self._service.metrics.swept.labels("transactions").inc(len(rows))
         gate = asyncio.Semaphore(CONCURRENCY)
@@ -160,18 +163,14 @@ class Sweeper:
             for start in range(0, len(theirs), 500):
                 page = theirs[start : start + 500]
                 ids = [id for id, _ in page]
-                rows = await database.read(
-                    _STANDING, {"tenant_id": tenant_id, "resource": resource.name, "ids": ids}
-                )
+                rows = await database.read(_STANDING, {"tenant_id": tenant_id, "resource": resource.name, "ids": ids})
                 ours = {row.id: row.state for row in rows}
                 findings += filter(None, (_mismatch(resource.name, id, held, ours.get(id)) for id, held in page))
         for finding in findings:
             log.warning("reconciliation", **msgspec.structs.asdict(finding))
         return findings
 
-    async def _everywhere(
-        self, work: Callable[[Batcher, Sequence[Resource]], Awaitable[int]]
-    ) -> list[int]:
+    async def _everywhere(self, work: Callable[[Batcher, Sequence[Resource]], Awaitable[int]]) -> list[int]:
         """The same in every database; one that is away is left for the next time."""
         results = await asyncio.gather(
             *(work(batcher, resources) for batcher, resources in self._service.stores.distinct()),
@@ -208,9 +207,11 @@ _MAY_HOLD: Final = frozenset({"authorised", "captured"})
 def _mismatch(resource: str, id: str, theirs: str, ours: str | None) -> Finding | None:
     """What is wrong between what they hold and what we think; None while it is under way, or right."""
     if ours is None:
-        return Finding("reconciliation", f"{resource} {id}", f"They hold '{theirs}' for a reservation we don't know.") if (
-            theirs in _MAY_HOLD
-        ) else None
+        return (
+            Finding("reconciliation", f"{resource} {id}", f"They hold '{theirs}' for a reservation we don't know.")
+            if (theirs in _MAY_HOLD)
+            else None
+        )
     if State(ours) in _SETTLED and theirs not in _SETTLED[State(ours)]:
         return Finding("reconciliation", f"{resource} {id}", f"It is '{ours}' here and '{theirs}' there.")
     return None

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tcc.commands import DONE, REPEATED, Begin, BranchPlan, MoveTransaction, Outcome, TransactionView
+from tcc.commands import Begin, BranchPlan, MoveTransaction, Outcome, TransactionView
 from tcc.db import fetch
 from tcc.machine import TRANSACTION, State
 from tcc.reservations import verdict
@@ -66,7 +66,7 @@ class Begins:
         outcomes: list[Outcome[TransactionView]] = [None] * len(commands)  # type: ignore[list-item]
         for row in rows:
             view = transaction_view(row)
-            outcomes[row.ord - 1] = Outcome(DONE if row.begun else REPEATED, view, row.now)
+            outcomes[row.ord - 1] = Outcome(row.how, view, row.now)
         return outcomes
 
 

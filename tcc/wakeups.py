@@ -57,10 +57,13 @@ class Wakeups:
         try:
             if self._pool is None:
                 self._pool = await create_pool(
-                    self._settings, job_serializer=encode_job, job_deserializer=decode_job, default_queue_name=QUEUE
+                    self._settings,
+                    job_serializer=encode_job,
+                    job_deserializer=decode_job,
+                    default_queue_name=QUEUE,
                 )
             await self._pool.enqueue_job(job, *arguments, _defer_by=in_seconds, _expires=60)
-        except Exception as error:  # whatever it is: a sweep will do it
+        except Exception as error:  # noqa: BLE001 - whatever it is: a sweep will do it
             log.debug("wakeup_lost", error=str(error)[:200])
 
     async def close(self) -> None:

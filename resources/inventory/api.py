@@ -13,7 +13,7 @@ from sqlalchemy import text
 from resources.inventory.claims import DEFAULT_LOCATION, Location, Sku
 from tcc.errors import FieldError, Rejected
 from tcc.http.openapi import operation
-from tcc.http.requests import context_of, decode, invalid
+from tcc.http.requests import context_of, invalid, read_body
 from tcc.http.respond import respond
 from tcc.idempotency import Reply
 from tcc.service import Service
@@ -83,8 +83,8 @@ def handlers(service: Service) -> list[Any]:
         if not rows:
             raise Rejected("not_found", "There is no such SKU.", (FieldError("sku", "unknown_sku", "Put it first."),))
         shelves = [Shelf(row.location, row.on_hand, row.available, row.held, row.sold) for row in rows]
-        totals = (sum(getattr(s, name) for s in shelves) for name in ("on_hand", "available", "held", "sold"))
-        return Item(sku, *totals, locations=shelves)
+        totals = {name: sum(getattr(s, name) for s in shelves) for name in ("on_hand", "available", "held", "sold")}
+        return Item(sku=sku, **totals, locations=shelves)
 
     @put(
         "/v1/inventory/items/{sku:str}",
@@ -96,13 +96,20 @@ def handlers(service: Service) -> list[Any]:
         tags=["inventory"],
     )
     async def set_stock(request: Request[Any, Any, Any], sku: FromPath[str]) -> Response[bytes]:
-        body = decode(await request.body(), _decode)
+        body = await read_body(request, _decode)
         tenant_id = context_of(request).tenant_id
-        parameters = {"tenant_id": tenant_id, "sku": _sku(sku), "location": body.location, "on_hand": body.on_hand}
+        parameters = {
+            "tenant_id": tenant_id,
+            "sku": _sku(sku),
+            "location": body.location,
+            "on_hand": body.on_hand,
+        }
         async with database.reads.begin() as connection:
             stored = (await connection.execute(_SET, parameters)).fetchall()
         if not stored:
-            field = FieldError("on_hand", "less_than_held", "More units than that are held; wait, or cancel them first.")
+            field = FieldError(
+                "on_hand", "less_than_held", "More units than that are held; wait, or cancel them first."
+            )
             raise Rejected("less_than_held", field.detail, (field,))
         return respond(Reply(200, _encode(await item(tenant_id, sku))))
 

@@ -20,12 +20,12 @@ lines AS MATERIALIZED (
   FROM fresh f CROSS JOIN LATERAL {_LINES.format(claim="f.claim")}),
 shelf AS MATERIALIZED (
   SELECT i.tenant_id, i.sku, i.location, i.available FROM inventory_items i
-  WHERE (i.tenant_id, i.sku, i.location) IN (SELECT l.tenant_id, l.sku, l.location FROM lines l)
+  WHERE (i.sku, i.location, i.tenant_id) IN (SELECT l.sku, l.location, l.tenant_id FROM lines l)
   ORDER BY i.tenant_id, i.sku, i.location FOR NO KEY UPDATE),
 weighed AS (
   SELECT l.*, s.available,
     sum(l.quantity) OVER (PARTITION BY l.tenant_id, l.sku, l.location ORDER BY l.ord) AS wanted
-  FROM lines l LEFT JOIN shelf s USING (tenant_id, sku, location)),
+  FROM lines l LEFT JOIN shelf s USING (sku, location, tenant_id)),
 decided AS MATERIALIZED (
   SELECT ord,
     CASE WHEN bool_or(available IS NULL) THEN 'unknown_sku'
@@ -45,8 +45,8 @@ decided AS MATERIALIZED (
 taken AS (
   UPDATE inventory_items i SET available = i.available - t.quantity, held = i.held + t.quantity
   FROM (SELECT l.tenant_id, l.sku, l.location, sum(l.quantity) AS quantity
-        FROM accepted a JOIN lines l USING (ord) GROUP BY 1, 2, 3) t
-  WHERE i.tenant_id = t.tenant_id AND i.sku = t.sku AND i.location = t.location)""",
+        FROM accepted a JOIN lines l ON l.ord = a.ord GROUP BY 1, 2, 3) t
+  WHERE i.sku = t.sku AND i.location = t.location AND i.tenant_id = t.tenant_id)""",
     on_move=f"""
 lines AS MATERIALIZED (
   SELECT m.tenant_id, x.sku, COALESCE(x.location, 'default') AS location, sum(x.quantity) AS quantity,
@@ -62,5 +62,5 @@ returned AS (
   UPDATE inventory_items i SET held = i.held - s.quantity, on_hand = i.on_hand - s.sold, sold = i.sold + s.sold,
     available = i.available + s.quantity - s.sold
   FROM shelf s
-  WHERE i.tenant_id = s.tenant_id AND i.sku = s.sku AND i.location = s.location)""",
+  WHERE i.sku = s.sku AND i.location = s.location AND i.tenant_id = s.tenant_id)""",
 )

@@ -51,6 +51,6 @@ def handlers(service: Service) -> list[Any]:
         rows = await service.stores.of("orders").database.read(_GET, parameters)
         if not rows:
             raise Rejected("not_found", "There is no order under this id.")
-        return respond(Reply(200, _encode(Order(**rows[0]._mapping))))
+        return respond(Reply(200, _encode(Order(**rows[0]._asdict()))))
 
     return [show]

@@ -36,8 +36,14 @@ def total(claim: OrderClaim) -> Money:
 
 
 def check(claim: OrderClaim) -> Sequence[FieldError]:
-    """The currency exists, and the total is what the lines add up to and not absurd."""
+    """The currency exists, no line is there twice, and the total is what the lines add up to and not absurd."""
     errors = check_currency(claim.currency)
+    seen: set[tuple[str, int]] = set()
+    for index, line in enumerate(claim.lines):
+        if (line.sku, line.unit_amount) in seen:
+            detail = "This SKU is already in another line at the same price."
+            errors.append(FieldError(f"lines[{index}]", "duplicate_line", detail))
+        seen.add((line.sku, line.unit_amount))
     amount = total(claim).amount
     if amount > MAX_AMOUNT:
         errors.append(FieldError("lines", "amount_too_large", f"The lines add up to more than {MAX_AMOUNT}."))

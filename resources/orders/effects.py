@@ -19,5 +19,5 @@ placed AS (
     on_move="""
 followed AS (
   UPDATE orders o SET state = m.target, updated_at = m.now FROM moved m
-  WHERE o.tenant_id = m.tenant_id AND o.id = m.id AND m.target IN ('confirmed', 'cancelled'))""",
+  WHERE o.id = m.id AND o.tenant_id = m.tenant_id AND m.target IN ('confirmed', 'cancelled'))""",
 )

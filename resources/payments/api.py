@@ -44,7 +44,7 @@ def handlers(service: Service) -> list[Any]:
     @get(
         "/v1/payments/{payment_id:str}",
         summary="Show a payment",
-        operation_class=operation(replies={200: ("The order.", Payment)}),
+        operation_class=operation(replies={200: ("The payment.", Payment)}),
         tags=["payments"],
     )
     async def show(request: Request[Any, Any, Any], payment_id: FromPath[str]) -> Response[bytes]:
@@ -52,6 +52,6 @@ def handlers(service: Service) -> list[Any]:
         rows = await service.stores.of("payments").database.read(_GET, parameters)
         if not rows:
             raise Rejected("not_found", "There is no payment under this id.")
-        return respond(Reply(200, _encode(Payment(**rows[0]._mapping))))
+        return respond(Reply(200, _encode(Payment(**rows[0]._asdict()))))
 
     return [show]

@@ -25,5 +25,5 @@ booked AS (
     capture_before = COALESCE(CAST(m.detail ->> 'capture_before' AS timestamptz), p.capture_before),
     decline_code = CASE WHEN m.target = 'refused' THEN m.detail ->> 'code' ELSE p.decline_code END,
     updated_at = m.now
-  FROM moved m WHERE p.tenant_id = m.tenant_id AND p.id = m.id)""",
+  FROM moved m WHERE p.id = m.id AND p.tenant_id = m.tenant_id)""",
 )

@@ -106,9 +106,7 @@ class _Calls:
         amount = self._claim.amount
         reply = self._note(
             "capture",
-            await self._gateway.capture(
-                authorisation_id=authorisation_id, amount=amount, key=f"{self._key}:capture"
-            ),
+            await self._gateway.capture(authorisation_id=authorisation_id, amount=amount, key=f"{self._key}:capture"),
         )
         if reply.outcome is Outcome.SUCCEEDED:
             return self._answer(Event.CONFIRM_SUCCEEDED)
@@ -124,9 +122,7 @@ class _Calls:
             if pinned.outcome is not Outcome.SUCCEEDED or pinned.authorisation_id is None:
                 return self._unheard(pinned)
             authorisation_id = pinned.authorisation_id
-        reply = self._note(
-            "void", await self._gateway.void(authorisation_id=authorisation_id, key=f"{self._key}:void")
-        )
+        reply = self._note("void", await self._gateway.void(authorisation_id=authorisation_id, key=f"{self._key}:void"))
         detail = {"authorisation_id": authorisation_id}
         if reply.outcome is Outcome.SUCCEEDED:
             return self._answer(Event.CANCEL_SUCCEEDED, detail=detail)

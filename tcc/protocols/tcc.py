@@ -131,7 +131,5 @@ def assume(known: Known, step: Step) -> Known:
 
 
 def _with(known: Known, branch: Branch, state: State | None) -> Known:
-    branches = tuple(
-        msgspec.structs.replace(b, state=state) if b.index == branch.index else b for b in known.branches
-    )
+    branches = tuple(msgspec.structs.replace(b, state=state) if b.index == branch.index else b for b in known.branches)
     return msgspec.structs.replace(known, branches=branches)

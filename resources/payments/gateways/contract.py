@@ -139,9 +139,7 @@ class Gateway(Protocol):
         """A word for logs and metrics."""
         ...
 
-    async def authorise(
-        self, *, reference: str, amount: int, currency: str, payment_method: str, key: str
-    ) -> Reply:
+    async def authorise(self, *, reference: str, amount: int, currency: str, payment_method: str, key: str) -> Reply:
         """Hold `amount` on the card."""
         ...
 

@@ -53,9 +53,7 @@ class InstantGateway:
         self._replies: OrderedDict[str, Reply] = OrderedDict()
         self._serial = 0
 
-    async def authorise(
-        self, *, reference: str, amount: int, currency: str, payment_method: str, key: str
-    ) -> Reply:
+    async def authorise(self, *, reference: str, amount: int, currency: str, payment_method: str, key: str) -> Reply:
         request = {
             "operation": "authorise",
             "key": key,
@@ -161,11 +159,7 @@ class InstantGateway:
     async def list_changed(self, *, since: datetime, cursor: str | None = None, limit: int = 100) -> Page:
         after = int(cursor) if cursor else 0
         # Changes move an entry to the end, so the order of the dictionary is the order of change.
-        later = [
-            held
-            for held in self._held.values()
-            if held.serial > after and held.authorisation.changed_at >= since
-        ]
+        later = [held for held in self._held.values() if held.serial > after and held.authorisation.changed_at >= since]
         page = later[:limit]
         return Page(
             authorisations=tuple(held.authorisation for held in page),
@@ -214,9 +208,7 @@ class InstantGateway:
         self._serial += 1
         self._remember(self._held, authorisation.id, _Held(authorisation, payment_method, self._serial))
 
-    def _answer(
-        self, key: str, request: dict[str, Any], authorisation: Authorisation, code: str | None
-    ) -> Reply:
+    def _answer(self, key: str, request: dict[str, Any], authorisation: Authorisation, code: str | None) -> Reply:
         reply = (
             _refused(request, code, authorisation)
             if code

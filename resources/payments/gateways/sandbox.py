@@ -59,9 +59,7 @@ class SandboxGateway:
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
 
-    async def authorise(
-        self, *, reference: str, amount: int, currency: str, payment_method: str, key: str
-    ) -> Reply:
+    async def authorise(self, *, reference: str, amount: int, currency: str, payment_method: str, key: str) -> Reply:
         payload = {
             "reference": reference,
             "amount": amount,

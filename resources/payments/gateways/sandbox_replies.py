@@ -128,9 +128,7 @@ def read_page(status: int, body: bytes) -> Page | None:
     listing = _read_listing(status, body)
     if listing is None:
         return None
-    return Page(
-        authorisations=tuple(_authorisation(one) for one in listing.authorisations), next_cursor=listing.next
-    )
+    return Page(authorisations=tuple(_authorisation(one) for one in listing.authorisations), next_cursor=listing.next)
 
 
 def seconds_of(retry_after: str | None, now: datetime | None = None) -> float | None:
@@ -150,9 +148,7 @@ def seconds_of(retry_after: str | None, now: datetime | None = None) -> float | 
     return max(seconds, 0.0) if seconds < float("inf") else None
 
 
-def _meaning(
-    status: int, answer: _Answer | None, request: dict[str, Any]
-) -> tuple[Outcome, str | None, bool]:
+def _meaning(status: int, answer: _Answer | None, request: dict[str, Any]) -> tuple[Outcome, str | None, bool]:
     if answer is None:
         return Outcome.UNKNOWN, _wordless(status), False
     code = answer.code

@@ -103,9 +103,7 @@ async def authorisations(
     if reference is not None:
         return _json(200, encode(await _desk(request).find(reference)))
     if changed_since is None or changed_since.tzinfo is None:
-        raise BadRequestError(
-            400, "invalid_request", "give reference, or changed_since with its offset from UTC"
-        )
+        raise BadRequestError(400, "invalid_request", "give reference, or changed_since with its offset from UTC")
     return _json(200, encode(await _ledger(request).list_changed(changed_since, after, limit)))
 
 

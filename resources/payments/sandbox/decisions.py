@@ -79,9 +79,7 @@ def follow_up(
             raise AssertionError("an authorise follows nothing")
 
 
-def _capture(
-    call: Call, current: Authorisation, behaviour: Behaviour, failed_captures: int, now: datetime
-) -> Verdict:
+def _capture(call: Call, current: Authorisation, behaviour: Behaviour, failed_captures: int, now: datetime) -> Verdict:
     if current.state is not State.AUTHORISED:
         return _conflict(current)
     if failed_captures < behaviour.captures_that_fail:
@@ -125,9 +123,7 @@ def _change(current: Authorisation, now: datetime, **changes: Any) -> Verdict:
 
 def _conflict(current: Authorisation) -> Verdict:
     """Like the real ones: a void of what is voided is an error, which the client knows to be success."""
-    return _refuse(
-        current, 409, f"authorisation_{current.state.value}", f"the authorisation is {current.state.value}"
-    )
+    return _refuse(current, 409, f"authorisation_{current.state.value}", f"the authorisation is {current.state.value}")
 
 
 def _refuse(current: Authorisation, status: int, code: str, message: str) -> Verdict:

@@ -48,8 +48,7 @@ def find_authorisation(db: sqlite3.Connection, id_: str) -> Authorisation | None
 def count_failed_captures(db: sqlite3.Connection, id_: str) -> int:
     """How many captures of it were answered 503 on purpose."""
     count: int = db.execute(
-        "SELECT count(*) FROM operations WHERE authorisation_id = ? AND operation = 'capture'"
-        " AND result = 'failed'",
+        "SELECT count(*) FROM operations WHERE authorisation_id = ? AND operation = 'capture' AND result = 'failed'",
         (id_,),
     ).fetchone()[0]
     return count

@@ -115,7 +115,8 @@ CREATE TABLE journal (
         """
 CREATE FUNCTION tcc_never() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  RAISE EXCEPTION '% on % is not allowed: %', TG_OP, TG_TABLE_NAME, TG_ARGV[0] USING ERRCODE = 'integrity_constraint_violation';
+  RAISE EXCEPTION '% on % is not allowed: %', TG_OP, TG_TABLE_NAME, TG_ARGV[0]
+    USING ERRCODE = 'integrity_constraint_violation';
 END $$"""
     )
     op.execute(

@@ -94,7 +94,7 @@ def _table(measured: dict[str, list[Measured]]) -> Table:
         table.add_row(
             name,
             f"{statistics.median(rates):,.0f}",
-            f"{min(rates):,.0f}–{max(rates):,.0f}",
+            f"{min(rates):,.0f} to {max(rates):,.0f}",
             f"{statistics.median(rates) / ceiling:.2f}",
             f"{statistics.median(one.p50_ms for one in rounds):.1f}",
             f"{statistics.median(one.p99_ms for one in rounds):.1f}",

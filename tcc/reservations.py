@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tcc.commands import DONE, REPEATED, Move, Outcome, ReservationView, Try
+from tcc.commands import DONE, REPEATED, Move, Outcome, ReservationView, Try, View
 from tcc.db import fetch
 from tcc.machine import RESERVATION, Event, Machine, Reason, State
 from tcc.resource import Resource
@@ -57,10 +57,8 @@ class Tries:
         if self._external:
             parameters["lease_seconds"] = self._lease_seconds
         rows = await fetch(connection, self._sql, parameters)
-        outcomes: list[Outcome[ReservationView]] = [None] * len(commands)  # type: ignore[list-item]
-        for row in rows:
-            outcomes[row.ord - 1] = self._outcome(row)
-        return outcomes
+        found = {row.ord: self._outcome(row) for row in rows}
+        return [found[n] for n in range(1, len(commands) + 1)]
 
     def _outcome(self, row: Row[Any]) -> Outcome[ReservationView]:
         if row.id is None:
@@ -79,14 +77,24 @@ def verdict(machine: Machine, event: Event, row: Row[Any]) -> str:
     """The code of what became of an event, from a row of one of the statements that move."""
     if row.how in ("moved", "buried"):
         return DONE
-    if row.how is None:
-        # A Try of the same id committed between this cancel's snapshot and its tombstone: look again.
-        return AGAIN if machine is RESERVATION and event is Event.CANCEL else "not_found"
     if not row.owned:
         return "part_of_transaction"
     if row.allowed and not row.in_time:
         return "not_expired" if event is Event.EXPIRE else "expired"
     return machine.code(event, State(row.before), row.reason)
+
+
+def moved(
+    machine: Machine,
+    events: Sequence[Event],
+    rows: Sequence[Row[Any]],
+    view: Callable[[Row[Any]], View],
+    missing: Sequence[str],
+) -> list[Outcome[View]]:
+    """The outcomes of events, from the rows of one of the statements that move; `missing` where there is no row."""
+    now = rows[0].now
+    found = {row.ord: Outcome(verdict(machine, events[row.ord - 1], row), view(row), now) for row in rows if row.ord}
+    return [found.get(n) or Outcome(code, None, now) for n, code in enumerate(missing, start=1)]
 
 
 class Moves:
@@ -100,9 +108,6 @@ class Moves:
         """One outcome for each command, in their order."""
         parameters = {"commands": _encode(commands).decode(), "lease_seconds": self._lease_seconds}
         rows = await fetch(connection, self._sql, parameters)
-        outcomes: list[Outcome[ReservationView]] = [None] * len(commands)  # type: ignore[list-item]
-        for row in rows:
-            code = verdict(RESERVATION, commands[row.ord - 1].event, row)
-            view = None if row.id is None else reservation_view(row)
-            outcomes[row.ord - 1] = Outcome(code, view, row.now)
-        return outcomes
+        # A cancel that left no tombstone: a Try of the same id committed after this statement's snapshot. Look again.
+        missing = [AGAIN if command.event is Event.CANCEL else "not_found" for command in commands]
+        return moved(RESERVATION, [command.event for command in commands], rows, reservation_view, missing)

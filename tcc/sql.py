@@ -45,17 +45,23 @@ def _with(*parts: str) -> str:
 
 
 def _shown(view: str, *sources: tuple[str, str]) -> str:
-    """The rows to show, as (ord, how, view): `how` says where a row comes from. No two sources show the same ord."""
-    selects = (f"SELECT x.ord, {how} AS how, {_prefixed(view, 'x')} FROM {relation}" for how, relation in sources)
-    return "shown AS MATERIALIZED (\n  " + "\n  UNION ALL ".join(selects) + ")"
+    """What became of each command: sources are (what is said, relation `x`); no two show the same `ord`.
+
+    There is one row more where none is shown, so that the clock is always told.
+    """
+    selects = (f"SELECT x.ord, {said}, {_prefixed(view, 'x')} FROM {relation}" for said, relation in sources)
+    return "\n  UNION ALL ".join(selects)
 
 
 def _prefixed(columns: str, relation: str) -> str:
     return ", ".join(f"{relation}.{name.strip()}" for name in columns.replace("\n", " ").split(","))
 
 
+_KNOWN_CODE: Final = "CASE WHEN x.same THEN 'repeated' ELSE 'id_reused' END"
+
+
 def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
-    """Tries: (ord, known, code, what a refusal found, now, the reservation's columns)."""
+    """Tries: (now, ord, code, known, what a refusal found, the reservation's columns)."""
     held = State.TRYING if external else State.TRIED
     due_seconds = "LEAST(f.ttl_seconds, :lease_seconds)" if external else "f.ttl_seconds"
     columns = f"{_COMMAND_COLUMNS}, transaction_id uuid, reference text, claim jsonb, ttl_seconds float8"
@@ -66,7 +72,7 @@ def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
   SELECT c.ord, r.claim = c.claim AND r.transaction_id IS NOT DISTINCT FROM c.transaction_id AS same, r.*
   FROM cmd c JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id)""",
             """fresh AS MATERIALIZED (
-  SELECT c.* FROM cmd c WHERE NOT EXISTS (SELECT FROM known k WHERE k.ord = c.ord))""",
+  SELECT c.* FROM cmd c WHERE c.ord NOT IN (SELECT k.ord FROM known k))""",
             effects.decide,
             """clock AS MATERIALIZED (SELECT clock_timestamp() AS now, count(*) AS decided FROM decided)""",
             f"""recorded AS (
@@ -95,22 +101,20 @@ def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
   SELECT w.tenant_id, w.id, w.entry_id, w.transaction_id, w.resource, w.created_at, 'try', NULL, w.state, w.reason,
     w.correlation_id, w.actor
   FROM written w)""",
-            _shown(
-                RESERVATION_VIEW,
-                ("CASE WHEN x.same THEN 'repeated' ELSE 'id_reused' END", "known x"),
-                ("'done'", "written x"),
-            ),
         )
         + f"""
-SELECT c.ord, d.ord IS NULL AS known, k.now,
-  CASE WHEN d.ord IS NULL THEN s.how
-       WHEN d.kept AND s.ord IS NULL THEN 'again'
-       WHEN d.code = 'tried' THEN s.how
-       ELSE d.code END AS code,
-  d.detail AS refusal, {_prefixed(RESERVATION_VIEW, "s")}
-FROM cmd c CROSS JOIN clock k
-LEFT JOIN decided d ON d.ord = c.ord
-LEFT JOIN shown s ON s.ord = c.ord"""
+SELECT k.now, s.* FROM clock k LEFT JOIN (
+  {
+            _shown(
+                RESERVATION_VIEW,
+                (f"{_KNOWN_CODE} AS code, true AS known, NULL::jsonb AS refusal", "known x"),
+                ("CASE x.state WHEN 'refused' THEN x.reason ELSE 'done' END, false, x.detail", "written x"),
+            )
+        }
+  UNION ALL SELECT d.ord, CASE WHEN d.kept THEN 'again' ELSE d.code END, false, d.detail, {
+            ", ".join("NULL" for _ in RESERVATION_VIEW.split(","))
+        }
+  FROM decided d WHERE d.ord NOT IN (SELECT w.ord FROM written w)) s ON true"""
     )
 
 
@@ -170,35 +174,44 @@ def _moved_rows(table: str, assignments: str) -> str:
   FROM judged j
   WHERE r.id = j.id{of_resource} AND r.tenant_id = j.tenant_id AND r.state = j.state
     AND j.target IS NOT NULL AND j.in_time AND j.owned
-  RETURNING j.ord, j.event, j.state AS source, j.said_detail, j.now, r.*)"""
+  RETURNING j.ord, j.event, j.state AS source, j.attempts AS attempt, j.said_reason, j.said_detail, j.said_attention,
+    j.said_correlation_id, j.actor, j.entry_id, j.exchanges, j.now, r.*)"""
 
 
 def _journaled(resource: str, transaction: str) -> str:
+    """A row for whatever moved; and for what was exchanged with the outside, though nothing moved."""
+    of = f"""x.tenant_id, x.id, x.entry_id, {transaction}, {resource}, x.now, x.event, %s, x.state, x.said_reason,
+    x.said_correlation_id, x.actor, %s, x.exchanges, COALESCE(x.said_detail, to_jsonb(x.said_attention))"""
     return f"""journaled AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
     correlation_id, actor, attempt, exchanges, detail)
-  SELECT j.tenant_id, j.id, j.entry_id, {transaction}, {resource}, j.now, j.event,
-    j.state, COALESCE(m.state, j.state), j.said_reason, j.said_correlation_id, j.actor, j.attempts, j.exchanges,
-    COALESCE(j.said_detail, to_jsonb(j.said_attention))
-  FROM judged j LEFT JOIN moved_rows m ON m.ord = j.ord WHERE m.ord IS NOT NULL OR j.exchanges IS NOT NULL)"""
+  SELECT {of % ("x.source", "x.attempt")} FROM moved_rows x
+  UNION ALL SELECT {of % ("x.state", "x.attempts")} FROM {_UNMOVED} AND x.exchanges IS NOT NULL)"""
 
 
-_UNMOVED: Final = ("'found'", "judged x WHERE NOT EXISTS (SELECT FROM moved_rows m WHERE m.ord = x.ord)")
+_UNMOVED: Final = "judged x WHERE x.ord NOT IN (SELECT m.ord FROM moved_rows m)"
 
 
-def _outcomes(view: str) -> str:
+def _outcomes(view: str, *more: tuple[str, str]) -> str:
     return f"""
-SELECT c.ord, s.how, j.state AS before, j.target IS NOT NULL AS allowed, j.in_time, j.owned, k.now,
-  {_prefixed(view, "s")}
-FROM cmd c CROSS JOIN clock k
-LEFT JOIN judged j ON j.ord = c.ord
-LEFT JOIN shown s ON s.ord = c.ord"""
+SELECT k.now, s.* FROM clock k LEFT JOIN (
+  {
+        _shown(
+            view,
+            (
+                "'moved' AS how, x.source AS before, true AS allowed, true AS in_time, true AS owned",
+                "moved_rows x",
+            ),
+            *more,
+            ("'found', x.state, x.target IS NOT NULL, x.in_time, x.owned", _UNMOVED),
+        )
+    }) s ON true"""
 
 
 def move_sql(resource: str, effects: Effects, *, external: bool) -> str:
-    """Moves: (ord, how, state before, allowed, in_time, owned, now, the reservation's columns).
+    """Moves: (now, ord, how, state before, allowed, in_time, owned, the reservation's columns).
 
-    `how` is `moved`, `buried` (a tombstone was left), `found` (and not moved), or null: there is no such reservation.
+    `how` is `moved`, `buried` (a tombstone was left) or `found` (and not moved); no row: there is no such reservation.
     """
     machine = RESERVATION if external else RESERVATION.local()
     columns = f"{_MOVE_COLUMNS}, transaction_id uuid, exchanges jsonb"
@@ -216,25 +229,24 @@ def move_sql(resource: str, effects: Effects, *, external: bool) -> str:
   SELECT c.tenant_id, c.resource, c.id, 'cancelled', 'never_tried', c.transaction_id, 'null'::jsonb, k.now, k.now,
     k.now, c.correlation_id
   FROM cmd c CROSS JOIN clock k
-  WHERE c.event = 'cancel' AND NOT EXISTS (SELECT FROM locked l WHERE l.ord = c.ord)
+  WHERE c.event = 'cancel' AND c.ord NOT IN (SELECT l.ord FROM locked l)
   ORDER BY c.tenant_id, c.id
   ON CONFLICT DO NOTHING
   RETURNING *)""",
         """buried AS MATERIALIZED (
   SELECT c.ord, c.entry_id, c.actor, t.* FROM tombstones t JOIN cmd c ON c.id = t.id AND c.tenant_id = t.tenant_id)""",
-        _journaled("j.resource", "j.transaction_id"),
+        _journaled("x.resource", "x.transaction_id"),
         """buried_journal AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
     correlation_id, actor)
   SELECT b.tenant_id, b.id, b.entry_id, b.transaction_id, b.resource, b.created_at, 'cancel', NULL, b.state, b.reason,
     b.correlation_id, b.actor
   FROM buried b)""",
-        _shown(RESERVATION_VIEW, ("'moved'", "moved_rows x"), ("'buried'", "buried x"), _UNMOVED),
-    ) + _outcomes(RESERVATION_VIEW)
+    ) + _outcomes(RESERVATION_VIEW, ("'buried', NULL, true, true, true", "buried x"))
 
 
 def begin_sql() -> str:
-    """Transactions recorded: (ord, how, now, the transaction's columns); a repeat finds the row that is there."""
+    """Transactions recorded: (now, ord, how, the transaction's columns); a repeat finds the row that is there."""
     columns = f"""{_COMMAND_COLUMNS}, reference text, confirm text, branches jsonb, ttl_seconds float8,
       retry_seconds float8"""
     return (
@@ -250,7 +262,7 @@ def begin_sql() -> str:
     k.now + make_interval(secs => c.ttl_seconds), k.now + make_interval(secs => LEAST(c.ttl_seconds, c.retry_seconds)),
     k.now, k.now, c.correlation_id
   FROM cmd c CROSS JOIN clock k
-  WHERE NOT EXISTS (SELECT FROM known n WHERE n.ord = c.ord)
+  WHERE c.ord NOT IN (SELECT n.ord FROM known n)
   ORDER BY c.tenant_id, c.id
   RETURNING *)""",
             """written AS MATERIALIZED (
@@ -260,15 +272,15 @@ def begin_sql() -> str:
     actor)
   SELECT w.tenant_id, w.id, w.entry_id, w.id, w.created_at, 'begin', NULL, w.state, w.correlation_id, w.actor
   FROM written w)""",
-            _shown(TRANSACTION_VIEW, ("'done'", "written x"), ("'repeated'", "known x")),
         )
         + f"""
-SELECT s.ord, s.how, k.now, {_prefixed(TRANSACTION_VIEW, "s")} FROM shown s CROSS JOIN clock k"""
+SELECT k.now, s.* FROM clock k LEFT JOIN (
+  {_shown(TRANSACTION_VIEW, ("'done' AS how", "written x"), ("'repeated'", "known x"))}) s ON true"""
     )
 
 
 def move_transaction_sql() -> str:
-    """Transactions moved: (ord, how, state before, allowed, in_time, owned, now, the transaction's columns)."""
+    """Transactions moved: as `move_sql`."""
     return _with(
         *_judged(TRANSACTION, _MOVE_COLUMNS, "transactions", None),
         _moved_rows(
@@ -277,6 +289,5 @@ def move_transaction_sql() -> str:
     decided_at = CASE WHEN j.target IN ('confirming', 'cancelling') THEN COALESCE(r.decided_at, j.now)
                       ELSE r.decided_at END""",
         ),
-        _journaled("NULL", "j.id"),
-        _shown(TRANSACTION_VIEW, ("'moved'", "moved_rows x"), _UNMOVED),
+        _journaled("NULL", "x.id"),
     ) + _outcomes(TRANSACTION_VIEW)

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tcc.commands import Begin, BranchPlan, MoveTransaction, Outcome, TransactionView
 from tcc.db import fetch
 from tcc.machine import TRANSACTION, State
-from tcc.reservations import verdict
+from tcc.reservations import moved
 from tcc.sql import begin_sql, move_transaction_sql
 
 _encode = msgspec.json.Encoder().encode
@@ -63,11 +63,8 @@ class Begins:
     async def apply(self, connection: AsyncConnection, commands: Sequence[Begin]) -> list[Outcome[TransactionView]]:
         """One outcome for each command, in their order."""
         rows = await fetch(connection, self._sql, {"commands": _encode(commands).decode()})
-        outcomes: list[Outcome[TransactionView]] = [None] * len(commands)  # type: ignore[list-item]
-        for row in rows:
-            view = transaction_view(row)
-            outcomes[row.ord - 1] = Outcome(row.how, view, row.now)
-        return outcomes
+        found = {row.ord: Outcome(row.how, transaction_view(row), row.now) for row in rows}
+        return [found[n] for n in range(1, len(commands) + 1)]
 
 
 class TransactionMoves:
@@ -83,9 +80,5 @@ class TransactionMoves:
         """One outcome for each command, in their order."""
         parameters = {"commands": _encode(commands).decode(), "lease_seconds": self._lease_seconds}
         rows = await fetch(connection, self._sql, parameters)
-        outcomes: list[Outcome[TransactionView]] = [None] * len(commands)  # type: ignore[list-item]
-        for row in rows:
-            code = verdict(TRANSACTION, commands[row.ord - 1].event, row)
-            view = None if row.id is None else transaction_view(row)
-            outcomes[row.ord - 1] = Outcome(code, view, row.now)
-        return outcomes
+        missing = ["not_found"] * len(commands)
+        return moved(TRANSACTION, [command.event for command in commands], rows, transaction_view, missing)

@@ -20,4 +20,4 @@ ENV PATH=/opt/tcc/bin:$PATH \
 USER 10001
 EXPOSE 8000
 # The API. The same image runs `tcc migrate` and `tcc-worker run`.
-CMD ["tcc", "serve", "--port", "8000"]
+CMD ["tcc", "serve", "--host", "0.0.0.0", "--port", "8000"]

@@ -56,4 +56,6 @@ if __name__ == "__main__":
         http="httptools",
         server_header=False,
         date_header=False,
+        ws="none",
+        proxy_headers=False,
     )

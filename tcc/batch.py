@@ -123,6 +123,10 @@ class _Running:
     def head(self) -> Command:
         return self.group.commands[len(self.outcomes)]
 
+    @property
+    def left(self) -> Sequence[Command]:
+        return self.group.commands[len(self.outcomes) :]
+
     def take(self, outcome: Outcome[Any]) -> None:
         if outcome.code != AGAIN:
             self.outcomes.append(outcome)
@@ -132,7 +136,7 @@ class _Running:
 async def apply_groups(connection: AsyncConnection, groups: Sequence[Group], statements: Statements) -> list[Result]:
     """Apply groups in the transaction that `connection` is in; the caller commits.
 
-    Statement after statement: of the commands that are next in their groups, those of the lowest rank go together.
+    Statement after statement, each for all groups that have come to it (see `_next_rank`).
     """
     running = [_Running(group) for group in groups]
     claiming = [r for r in running if r.group.claim]
@@ -145,12 +149,26 @@ async def apply_groups(connection: AsyncConnection, groups: Sequence[Group], sta
     if late:
         await transactions.lock(connection, [(c.tenant_id, c.id) for c in late])
     while active := [r for r in running if not r.stopped]:
-        rank = min(statements.rank(r.head) for r in active)
+        rank = _next_rank([[statements.rank(command) for command in r.left] for r in active])
         chosen = [r for r in active if statements.rank(r.head) == rank]
         outcomes = await statements.apply(connection, [r.head for r in chosen])
         for r, outcome in zip(chosen, outcomes, strict=True):
             r.take(outcome)
     return await _answer(connection, running)
+
+
+def _next_rank(left: Sequence[Sequence[tuple[int, bool]]]) -> tuple[int, bool]:
+    """Which statement comes next, given the ranks of the commands that are left in each group.
+
+    One that some group will come to later waits for that group, so that each statement is run once, and locks its
+    rows in one go, in order: two processes that locked stock twice in a batch could deadlock. Where all wait for one
+    another, the group that is furthest behind goes on.
+    """
+    heads = sorted({ranks[0] for ranks in left})
+    for rank in heads:
+        if not any(rank in ranks[1:] for ranks in left if ranks[0] != rank):
+            return rank
+    return max(left, key=len)[0]
 
 
 async def _answer(connection: AsyncConnection, running: Sequence[_Running]) -> list[Result]:
@@ -261,8 +279,8 @@ class Lane:
                         log.error(
                             "poisonous_group",
                             lane=self._name,
-                            commands=repr(taken[0][0].commands),
-                            error=repr(error),
+                            commands=[(type(c).__name__, str(c.id)) for c in taken[0][0].commands],
+                            error=_kind(error),
                         )
                         self._fail(taken, TccError("internal_error"))
                     else:
@@ -295,9 +313,13 @@ class Lane:
         for command, outcome in zip(group.commands, result.outcomes, strict=False):
             if isinstance(command, Try):
                 self._metrics.tries.labels(command.resource, outcome.code).inc()
-            elif isinstance(command, MoveTransaction) and outcome.code == DONE and outcome.view:
-                if outcome.view.state in TERMINAL:
-                    self._metrics.ended.labels(outcome.view.state).inc()
+            elif (
+                isinstance(command, MoveTransaction)
+                and outcome.code == DONE
+                and outcome.view
+                and outcome.view.state in TERMINAL
+            ):
+                self._metrics.ended.labels(outcome.view.state).inc()
 
     async def _commit(self, groups: Sequence[Group]) -> list[Result]:
         if self._connection is None:
@@ -305,6 +327,7 @@ class Lane:
         connection = self._connection
         try:
             async with connection.begin():
+                await self._database.prepare_batch(connection)
                 return await apply_groups(connection, groups, self._statements)
         except Exception as error:
             if failure_of(error) is Failure.LOST:
@@ -326,6 +349,11 @@ class Lane:
         for _, future in taken:
             if not future.done():
                 future.set_exception(error)
+
+
+def _kind(error: BaseException) -> str:
+    """What an error is, without the statement and the data that its text may carry."""
+    return f"{type(error).__name__} {getattr(getattr(error, 'orig', None), 'sqlstate', '') or ''}".strip()
 
 
 class Batcher:

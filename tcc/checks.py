@@ -15,6 +15,8 @@ from tcc.service import Service
 from tcc.sweeps import Sweeper
 
 PAGE: Final = 500
+IDLE_SECONDS: Final = 5.0
+"""How long a transaction of ours may rest between two statements before that is a mistake, and not a slow machine."""
 
 _HELD_TOO_LONG = Invariant(
     name="I4",
@@ -22,7 +24,7 @@ _HELD_TOO_LONG = Invariant(
     sql="""
 SELECT resource || ' ' || id AS subject, 'It is ' || state || ', and expired at ' || expires_at AS detail
 FROM reservations
-WHERE state IN ('trying', 'tried') AND transaction_id IS NULL AND due_at IS NOT NULL
+WHERE state IN ('trying', 'tried') AND transaction_id IS NULL
   AND expires_at < clock_timestamp() - make_interval(secs => :grace_seconds)""",
 )
 _UNDECIDED_TOO_LONG = Invariant(
@@ -31,7 +33,7 @@ _UNDECIDED_TOO_LONG = Invariant(
     sql="""
 SELECT 'transaction ' || id AS subject, 'It is ' || state || ', and its deadline was ' || expires_at AS detail
 FROM transactions
-WHERE state IN ('trying', 'tried') AND due_at IS NOT NULL
+WHERE state IN ('trying', 'tried')
   AND expires_at < clock_timestamp() - make_interval(secs => :grace_seconds)""",
 )
 _FORGOTTEN = Invariant(
@@ -52,8 +54,17 @@ _IDLE = Invariant(
 SELECT application_name || ' ' || pid AS subject, 'Idle in a transaction since ' || state_change AS detail
 FROM pg_stat_activity
 WHERE datname = current_database() AND application_name LIKE 'tcc%' AND state LIKE 'idle in transaction%'
-  AND state_change < clock_timestamp() - interval '5 seconds'""",
+  AND state_change < clock_timestamp() - make_interval(secs => :idle_seconds)""",
 )
+_OUTLIVED = text(
+    """
+SELECT resource || ' ' || id AS subject, state, expires_at, transaction_id FROM reservations
+WHERE tenant_id = :tenant_id AND transaction_id IS NOT NULL AND state IN ('trying', 'tried')
+  AND expires_at < clock_timestamp() - make_interval(secs => :grace_seconds)
+ORDER BY expires_at LIMIT :limit"""
+)
+_FATES = text("SELECT id, state FROM transactions WHERE tenant_id = :tenant_id AND id = ANY (CAST(:ids AS uuid[]))")
+
 _PROTOCOL: Final = (_HELD_TOO_LONG, _UNDECIDED_TOO_LONG, _FORGOTTEN, _IDLE)
 
 _ENDS: Final = {
@@ -63,10 +74,13 @@ _ENDS: Final = {
 
 
 async def findings(
-    service: Service, *, tenant_id: str, recent: int, reconcile: bool
+    service: Service, *, tenant_id: str, recent: int, reconcile: bool, idle_seconds: float = IDLE_SECONDS
 ) -> AsyncIterator[tuple[str, list[Finding]]]:
-    """Check after check: what it promises, and what breaks it. `recent`: how many transactions to look through."""
-    parameters = {"grace_seconds": service.settings.grace_seconds}
+    """Check after check: what it promises, and what breaks it. `recent`: how many transactions to look through.
+
+    Raises `Unavailable` when a database is away, `OutsideUnreachable` when what is to be reconciled can't be.
+    """
+    parameters = {"grace_seconds": service.settings.grace_seconds, "idle_seconds": idle_seconds}
     for batcher, resources in service.stores.distinct():
         for invariant in (*_PROTOCOL, *(i for resource in resources for i in resource.invariants)):
             bound = {k: v for k, v in parameters.items() if f":{k}" in invariant.sql}
@@ -74,10 +88,28 @@ async def findings(
             found = [Finding(invariant.name, row.subject, row.detail) for row in rows]
             yield f"{invariant.name} {invariant.promise} ({batcher.database.name})", found
     yield "I3 All branches of a transaction end alike.", await _unlike(service, tenant_id, recent)
+    yield "I4 No branch is held longer than its transaction.", await _outlived(service, tenant_id)
     if reconcile:
         sweeper = Sweeper(service, "check")
         found = await sweeper.reconcile(tenant_id=tenant_id, since=timedelta(days=1))
         yield "I2 What the gateway holds is what we think it holds.", found
+
+
+async def _outlived(service: Service, tenant_id: str) -> list[Finding]:
+    """Branches past their expiry and the grace whose transaction doesn't explain it: gone, undecided, or over."""
+    found: list[Finding] = []
+    parameters = {"tenant_id": tenant_id, "grace_seconds": service.settings.grace_seconds, "limit": PAGE}
+    for batcher, _ in service.stores.distinct():
+        rows = await batcher.database.read(_OUTLIVED, parameters)
+        ids = list({row.transaction_id for row in rows})
+        fates = await service.stores.home.database.read(_FATES, {"tenant_id": tenant_id, "ids": ids})
+        states = {row.id: row.state for row in fates}
+        for row in rows:
+            fate = states.get(row.transaction_id, "not there")
+            if fate not in (State.CONFIRMING, State.CANCELLING):
+                detail = f"It is {row.state}, and expired at {row.expires_at}; its transaction is {fate}."
+                found.append(Finding("I4", row.subject, detail))
+    return found
 
 
 async def _unlike(service: Service, tenant_id: str, recent: int) -> list[Finding]:

@@ -14,7 +14,7 @@ import click
 
 from resources.registry import RESOURCES
 from tcc.settings import Settings, SettingsError
-from tcc.start import CannotStart, check_databases, check_port, migrate_databases
+from tcc.start import CannotStart, check_databases, check_outsides, check_port, migrate_databases
 
 
 def one_line(command: Callable[..., None]) -> Callable[..., None]:
@@ -114,7 +114,12 @@ def serve(host: str, port: int, processes: int) -> None:
     environment = dict(os.environ)
     settings = Settings.from_environment(environment)
     check_port(host, port)
-    asyncio.run(check_databases(settings, RESOURCES, environment))
+
+    async def check() -> None:
+        await check_outsides(settings, RESOURCES, environment)
+        await check_databases(settings, RESOURCES, environment)
+
+    asyncio.run(check())
     uvicorn.run(
         "tcc.app:create",
         factory=True,
@@ -130,6 +135,7 @@ def serve(host: str, port: int, processes: int) -> None:
         loop="uvloop",
         http="httptools",
         ws="none",
+        proxy_headers=False,
         lifespan="on",
     )
 

@@ -31,7 +31,7 @@ from tcc.commands import (
     TransactionView,
     Try,
 )
-from tcc.errors import Rejected
+from tcc.errors import Rejected, Unavailable
 from tcc.idempotency import Claim, KeyRef, Reply
 from tcc.ids import new_id
 from tcc.machine import Event, Reason, State
@@ -61,6 +61,8 @@ class BranchState(msgspec.Struct, frozen=True):
 
     plan: BranchPlan
     view: ReservationView | None = None
+    unknown: bool = False
+    """Its database is away, so that there is no saying; such a transaction can be shown, but not driven."""
     refusal: str | None = None
     detail: Any = None
 
@@ -141,26 +143,44 @@ class Coordinator:
         result = await self._stores.home.submit(group)
         return Begun(None if result.held else learned(result.outcomes), result)
 
-    async def load(self, tenant_id: str, id: UUID) -> Transaction:
-        """Read a transaction and its branches. Raises `Rejected` (`not_found`)."""
+    async def load(self, tenant_id: str, id: UUID, *, whole: bool = True) -> Transaction:
+        """Read a transaction and its branches.
+
+        Raises `Rejected` (`not_found`), and `Unavailable` when the coordinator's database is away, or, unless
+        `whole` is False, a branch's.
+        """
         found = await reads.transaction(self._stores.home.database, tenant_id, id)
         if found is None:
             raise Rejected("not_found", "There is no transaction under this id.")
         view, overdue = found
-        (whole,) = await self.complete(tenant_id, [view])
-        return msgspec.structs.replace(whole, overdue=overdue)
+        (transaction,) = await self.complete(tenant_id, [view], whole=whole)
+        return msgspec.structs.replace(transaction, overdue=overdue)
 
-    async def complete(self, tenant_id: str, views: Sequence[TransactionView]) -> list[Transaction]:
-        """Add the branches, read from wherever they are."""
+    async def complete(
+        self, tenant_id: str, views: Sequence[TransactionView], *, whole: bool = True
+    ) -> list[Transaction]:
+        """Add the branches, read from wherever they are. Raises `Unavailable` unless `whole` is False."""
         by_resource: dict[str, list[UUID]] = {}
         for view in views:
             for branch in view.branches:
                 by_resource.setdefault(branch.resource, []).append(branch.id)
         pages = await asyncio.gather(
-            *(reads.reservations(self._stores.of(r).database, tenant_id, r, ids) for r, ids in by_resource.items())
+            *(reads.reservations(self._stores.of(r).database, tenant_id, r, ids) for r, ids in by_resource.items()),
+            return_exceptions=True,
         )
-        found = {id: reservation for page in pages for id, reservation in page.items()}
-        return [Transaction(v, tuple(BranchState(b, found.get(b.id)) for b in v.branches)) for v in views]
+        found: dict[UUID, ReservationView] = {}
+        away: set[str] = set()
+        for resource, page in zip(by_resource, pages, strict=True):
+            if isinstance(page, dict):
+                found |= page
+            elif isinstance(page, Unavailable) and not whole:
+                away.add(resource)
+            else:
+                raise page
+        return [
+            Transaction(v, tuple(BranchState(b, found.get(b.id), b.resource in away) for b in v.branches))
+            for v in views
+        ]
 
     async def decide(
         self,

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from enum import Enum, auto
 from typing import Any, Final
 from uuid import uuid4
 
 import msgspec
-from sqlalchemy import TextClause
+import structlog
+from sqlalchemy import TextClause, text
 from sqlalchemy.engine import Row, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from tcc.errors import Unavailable
+from tcc.settings import SettingsError
+
+log = structlog.get_logger(__name__)
 
 _LIMITS: Final = {
     "statement_timeout": "10s",
@@ -73,18 +81,34 @@ async def fetch(connection: AsyncConnection, statement: TextClause, parameters: 
     return list((await connection.execute(statement, parameters)).fetchall())
 
 
+def _set_local(settings: Mapping[str, str]) -> TextClause:
+    """The statement that makes settings hold for one transaction."""
+    return text("SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items()))
+
+
 class Database:
     """One PostgreSQL database: a small pool for reads, and connections of their own for batches."""
 
     def __init__(self, url: str, *, application: str = "tcc", pooler: bool = False) -> None:
-        """`url` as PostgreSQL writes it; `pooler` where a pooler in transaction mode stands before it."""
-        parsed = make_url(url)
+        """`url` as PostgreSQL writes it; `pooler` where a pooler in transaction mode stands before it.
+
+        Raises `SettingsError` where the URL makes no sense.
+        """
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise SettingsError(
+                "A database URL can't be read: write it as postgresql://user:password@host:5432/name."
+            ) from error
         if parsed.drivername in ("postgres", "postgresql"):
             parsed = parsed.set(drivername="postgresql+asyncpg")
         self.name = f"{parsed.host or 'local'}:{parsed.port or 5432}/{parsed.database}"
         self.url = parsed
         self._application = application
         self._pooler = pooler
+        # A pooler gives each transaction another session: what a session would have been told once, each is told.
+        self._told_reads = _set_local(_LIMITS) if pooler else None
+        self._told_batches = _set_local(_LIMITS | _BATCH_PLANS) if pooler else None
         self.reads = self._engine(_LIMITS, pool_size=4, max_overflow=4)
         self.batches = self._engine(_LIMITS | _BATCH_PLANS, pool_size=4, max_overflow=0)
 
@@ -109,12 +133,32 @@ class Database:
             json_deserializer=_unread,
         )
 
+    async def prepare_batch(self, connection: AsyncConnection) -> None:
+        """To be called first in each transaction of a batch."""
+        if self._told_batches is not None:
+            await connection.execute(self._told_batches)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction for what isn't a command: reads, sweeps taking their rows, management.
+
+        Raises `Unavailable` (`database_unavailable`) when the database is away.
+        """
+        try:
+            async with self.reads.begin() as connection:
+                if self._told_reads is not None:
+                    await connection.execute(self._told_reads)
+                yield connection
+        except Exception as error:
+            if failure_of(error) is Failure.POISON:
+                raise
+            log.warning("database_unavailable", database=self.name, error=str(error)[:300])
+            raise Unavailable("database_unavailable", f"{self.name} can't be reached now.") from error
+
     async def read(self, statement: Any, parameters: dict[str, Any] | None = None) -> list[Row[Any]]:
-        """Run a query that changes nothing, and take all its rows."""
-        async with self.reads.connect() as connection:
-            rows = list((await connection.execute(statement, parameters or {})).fetchall())
-            await connection.rollback()
-            return rows
+        """Run a query that changes nothing, and take all its rows. Raises `Unavailable` when the database is away."""
+        async with self.transaction() as connection:
+            return list((await connection.execute(statement, parameters or {})).fetchall())
 
     async def close(self) -> None:
         await self.reads.dispose()

@@ -67,6 +67,7 @@ CODES: Final[dict[str, Kind]] = {
     "outcome_unknown": Kind(
         "The database went away while this was being done; ask again with the same key or id.", retryable=True
     ),
+    "database_unavailable": Kind("A database can't be reached now; nothing was done.", retryable=True),
     "internal_error": Kind("Something went wrong on our side; it has been logged."),
 }
 """Every code of the protocol. Resources add the reasons for which they refuse a Try (`Resource.refusals`)."""

@@ -54,6 +54,7 @@ async def migrate(database: Database, resources: Sequence[Resource]) -> list[str
         connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))
         connection.commit()
         try:
+            _refuse_newer(database.name, config, connection)
             for label in _labels(resources):
                 command.upgrade(config, f"{label}@head")
                 connection.commit()
@@ -69,22 +70,32 @@ async def migrate(database: Database, resources: Sequence[Resource]) -> list[str
             await connection.invalidate()  # the session's time limits were lifted
 
 
-async def check_schema(database: Database, resources: Sequence[Resource]) -> None:
-    """Raise `SchemaMismatch` unless the database is where this code expects it."""
-    script = ScriptDirectory.from_config(_config(resources))
+def _refuse_newer(name: str, config: Config, connection: Connection) -> None:
+    known = {revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions("base", "heads")}
+    if newer := set(MigrationContext.configure(connection).get_current_heads()) - known:
+        raise SchemaMismatch(
+            f"The schema of {name} is newer than this version of tcc ({', '.join(sorted(newer))}): "
+            "run a newer tcc, or restore a matching database."
+        )
+
+
+async def check_schema(database: Database, resources: Sequence[Resource], *, newer_will_do: bool = False) -> None:
+    """Raise `SchemaMismatch` unless the database is where this code expects it.
+
+    `newer_will_do`: for a process that runs already. Migrations only add, so that one that was begun on the schema
+    before goes on while the next version is rolled out.
+    """
+    config = _config(resources)
+    script = ScriptDirectory.from_config(config)
     wanted = {script.get_revision(f"{label}@head").revision for label in _labels(resources)}
 
     def run(connection: Connection) -> set[str]:
+        if not newer_will_do:
+            _refuse_newer(database.name, config, connection)
         return set(MigrationContext.configure(connection).get_current_heads())
 
     async with database.reads.connect() as connection:
         present = await connection.run_sync(run)
-    if wanted <= present:
-        return
     known = {revision.revision for revision in script.walk_revisions("base", "heads")}
-    if present - known:
-        raise SchemaMismatch(
-            f"The schema of {database.name} is newer than this version of tcc ({', '.join(sorted(present - known))}): "
-            "run a newer tcc, or restore a matching database."
-        )
-    raise SchemaMismatch(f"The schema of {database.name} is not up to date: run `tcc migrate` first.")
+    if not wanted <= present and not (newer_will_do and present - known):
+        raise SchemaMismatch(f"The schema of {database.name} is not up to date: run `tcc migrate` first.")

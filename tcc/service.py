@@ -60,7 +60,7 @@ class Service:
     async def held(self, resource: str | None, key: KeyRef) -> Held | None:
         """What is stored under a key."""
         database = (self.stores.of(resource) if resource else self.stores.home).database
-        async with database.reads.connect() as connection:
+        async with database.transaction() as connection:
             return (await idempotency.look(connection, [key]))[0]
 
     async def close(self, *, patience_seconds: float = 20) -> None:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
+
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1)]
 
 
 class SettingsError(Exception):
@@ -20,29 +26,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Valkey or Redis: only wakes workers early."""
     database_pooler: bool = False
     """A pooler in transaction mode stands between us and PostgreSQL."""
-    log_format: str = "json"
+    log_format: Literal["json", "console"] = "json"
     """`json`, or `console` for people."""
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    default_ttl_seconds: float = 900
-    max_ttl_seconds: float = 7 * 86400
-    grace_seconds: float = 60
+    default_ttl_seconds: Positive = 900
+    max_ttl_seconds: Positive = 7 * 86400
+    grace_seconds: NotNegative = 60
     """How much longer than its transaction a branch is held."""
-    lease_seconds: float = 15
+    lease_seconds: Positive = 15
     """How long whoever works on something has it to themselves, before a sweep takes it up."""
-    default_wait_seconds: float = 10
+    default_wait_seconds: NotNegative = 10
     """How long a request waits for its transaction before it is answered 202."""
-    retry_base_seconds: float = 0.5
-    retry_cap_seconds: float = 60
-    max_attempts: int = 12
-    """After so many unanswered calls in a row, a person must look."""
-    key_retention_seconds: float = 72 * 3600
-    batch_size: int = 32
-    queue_size: int = 4096
-    sweep_interval_seconds: float = 1.0
-    sweep_size: int = 500
-    reconcile_interval_seconds: float = 300
-    max_body_bytes: int = 256 * 1024
+    retry_base_seconds: Positive = 0.5
+    retry_cap_seconds: Positive = 60
+    max_attempts: Count = 300
+    """After so many unanswered calls in a row a person must look: with the cap above, after about five hours."""
+    key_retention_seconds: Positive = 72 * 3600
+    batch_size: Count = 32
+    queue_size: Count = 4096
+    sweep_interval_seconds: Positive = 1.0
+    sweep_size: Count = 500
+    reconcile_interval_seconds: Positive = 300
+    max_body_bytes: Count = 256 * 1024
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:

@@ -9,6 +9,7 @@ from tcc.db import Database
 from tcc.resource import Resource
 from tcc.schema import SchemaMismatch, check_schema, migrate
 from tcc.settings import Settings, resource_database_url
+from tcc.wakeups import redis_settings
 
 
 class CannotStart(Exception):
@@ -51,6 +52,14 @@ async def _each(
 async def check_databases(settings: Settings, resources: Sequence[Resource], environment: Mapping[str, str]) -> None:
     """Raise `CannotStart` unless every database can be reached and has the right schema."""
     await _each(settings, resources, environment, check_schema)
+
+
+async def check_outsides(settings: Settings, resources: Sequence[Resource], environment: Mapping[str, str]) -> None:
+    """Raise `SettingsError` where what is said of Redis, or of a resource's other side, makes no sense."""
+    redis_settings(settings.redis_url)
+    for resource in resources:
+        if resource.connect is not None:
+            await resource.connect(environment).aclose()
 
 
 async def migrate_databases(

@@ -20,6 +20,7 @@ from sqlalchemy import text
 from tcc import idempotency
 from tcc.batch import Batcher
 from tcc.commands import Context, Outcome, ReservationView
+from tcc.coordinator import Transaction
 from tcc.db import Database
 from tcc.errors import Unavailable
 from tcc.ids import new_id
@@ -33,6 +34,14 @@ log = structlog.get_logger(__name__)
 
 CONCURRENCY: Final = 32
 """How many transactions, or questions to the outside, one sweep has under way at once."""
+
+PAGE: Final = 500
+"""How many reservations are looked up at once, in comparing with the outside."""
+
+
+class OutsideUnreachable(Exception):
+    """The other side of a resource can't be asked what it holds. One line that says which, and why."""
+
 
 _TAKE_RESERVATIONS = text(
     f"""
@@ -59,8 +68,8 @@ RETURNING t.tenant_id, t.id, t.correlation_id"""
 
 _STANDING = text(
     """
-SELECT id::text AS id, state FROM reservations
-WHERE tenant_id = :tenant_id AND resource = :resource AND id::text = ANY (CAST(:ids AS text[]))"""
+SELECT id, state FROM reservations
+WHERE tenant_id = :tenant_id AND resource = :resource AND id = ANY (CAST(:ids AS uuid[]))"""
 )
 
 
@@ -129,19 +138,19 @@ class Sweeper:
         await _all(one(row) for row in rows)
         return len(rows)
 
-    async def drive(self, tenant_id: str, id: UUID, correlation_id: str | None = None) -> State:
+    async def drive(self, tenant_id: str, id: UUID, correlation_id: str | None = None) -> Transaction:
         """Take one transaction as far as it goes now. Raises `Rejected` (`not_found`)."""
         context = Context(tenant_id, self._actor, correlation_id or new_id().hex)
         transaction = await self._service.coordinator.load(tenant_id, id)
         if transaction.view.state not in TERMINAL:
             transaction = await self._service.coordinator.drive(context, transaction)
-        return transaction.view.state
+        return transaction
 
     async def purge(self, limit: int) -> int:
         """Forget idempotency keys older than the retention. How many went."""
 
         async def purge_of(batcher: Batcher, _: Sequence[Resource]) -> int:
-            async with batcher.database.reads.begin() as connection:
+            async with batcher.database.transaction() as connection:
                 return await idempotency.purge(
                     connection, retention_seconds=self._service.settings.key_retention_seconds, limit=limit
                 )
@@ -151,24 +160,47 @@ class Sweeper:
         return gone
 
     async def reconcile(self, *, tenant_id: str, since: timedelta) -> list[Finding]:
-        """Compare what the outside holds with what we hold: authorisations of reservations that are over."""
+        """Compare what the outside holds with what we hold, for what changed there lately.
+
+        Raises `OutsideUnreachable`.
+        """
         findings: list[Finding] = []
         # The other side's clock and ours may differ: look back a little further.
         moment = datetime.now(UTC) - since - timedelta(minutes=5)
         for resource in self._service.stores.resources.values():
-            if not resource.external:
-                continue
-            theirs = [pair async for pair in self._service.stores.external(resource.name).claims_of_theirs(moment)]
-            database = self._service.stores.of(resource.name).database
-            for start in range(0, len(theirs), 500):
-                page = theirs[start : start + 500]
-                ids = [id for id, _ in page]
-                rows = await database.read(_STANDING, {"tenant_id": tenant_id, "resource": resource.name, "ids": ids})
-                ours = {row.id: row.state for row in rows}
-                findings += filter(None, (_mismatch(resource.name, id, held, ours.get(id)) for id, held in page))
+            if resource.external:
+                findings += await self._mismatches(resource.name, tenant_id, moment)
         for finding in findings:
             log.warning("reconciliation", **msgspec.structs.asdict(finding))
         return findings
+
+    async def _mismatches(self, resource: str, tenant_id: str, since: datetime) -> list[Finding]:
+        theirs = await self._theirs(resource, since)
+        ours = await self._ours(resource, tenant_id, [id for id, _ in theirs])
+        suspects = {id for id, held in theirs if _mismatch(resource, id, held, ours.get(id))}
+        if not suspects:
+            return []
+        # What came to its end here since the first look had done so there before: a second look there tells.
+        theirs = await self._theirs(resource, since)
+        found = [_mismatch(resource, id, held, ours.get(id)) for id, held in theirs if id in suspects]
+        return [finding for finding in found if finding]
+
+    async def _theirs(self, resource: str, since: datetime) -> list[tuple[str, str]]:
+        """What the other side holds: our reservation's id, and its standing there."""
+        try:
+            return [pair async for pair in self._service.stores.external(resource).claims_of_theirs(since)]
+        except Exception as error:
+            raise OutsideUnreachable(f"The other side of {resource} can't be asked what it holds: {error}.") from error
+
+    async def _ours(self, resource: str, tenant_id: str, references: Sequence[str]) -> dict[str, str]:
+        """The states of those of the reservations that exist."""
+        database = self._service.stores.of(resource).database
+        ids = [id for id in map(_uuid, references) if id]
+        found: dict[str, str] = {}
+        for start in range(0, len(ids), PAGE):
+            page = {"tenant_id": tenant_id, "resource": resource, "ids": ids[start : start + PAGE]}
+            found |= {str(row.id): row.state for row in await database.read(_STANDING, page)}
+        return found
 
     async def _everywhere(self, work: Callable[[Batcher, Sequence[Resource]], Awaitable[int]]) -> list[int]:
         """The same in every database; one that is away is left for the next time."""
@@ -183,7 +215,7 @@ class Sweeper:
 
 
 async def _take(database: Database, statement: Any, **parameters: Any) -> list[Any]:
-    async with database.reads.begin() as connection:
+    async with database.transaction() as connection:
         return list((await connection.execute(statement, parameters)).fetchall())
 
 
@@ -194,6 +226,14 @@ async def _all(work: Any) -> None:
             log.info("left_for_later", code=result.code)
         elif isinstance(result, BaseException):
             log.error("sweep_of_one_failed", error=repr(result)[:300])
+
+
+def _uuid(reference: str) -> UUID | None:
+    """A reservation's id, or None: whoever else uses the gateway may write there what they like."""
+    try:
+        return UUID(reference)
+    except ValueError:
+        return None
 
 
 _SETTLED: Final = {

@@ -10,10 +10,14 @@ import msgspec
 import structlog
 from arq.connections import ArqRedis, RedisSettings, create_pool
 
+from tcc.settings import SettingsError
+
 log = structlog.get_logger(__name__)
 
 QUEUE: Final = "tcc:wakeups"
 PENDING_LIMIT: Final = 1000
+LATE_SECONDS: Final = 60
+"""How late a wake-up may still be worth something; by then a sweep has long been there."""
 
 
 def encode_job(job: dict[str, Any]) -> bytes:
@@ -28,8 +32,11 @@ def decode_job(data: bytes) -> dict[str, Any]:
 
 
 def redis_settings(url: str) -> RedisSettings:
-    """How to reach Valkey or Redis, without insisting."""
-    settings = RedisSettings.from_dsn(url)
+    """How to reach Valkey or Redis, without insisting. Raises `SettingsError` where the URL makes no sense."""
+    try:
+        settings = RedisSettings.from_dsn(url)
+    except (RuntimeError, ValueError) as error:
+        raise SettingsError("TCC_REDIS_URL can't be read: write it as redis://host:6379/0.") from error
     settings.conn_retries = 0
     settings.conn_timeout = 2
     return settings
@@ -41,6 +48,7 @@ class Wakeups:
     def __init__(self, url: str) -> None:
         self._settings = redis_settings(url)
         self._pool: ArqRedis | None = None
+        self._connecting = asyncio.Lock()
         self._pending: set[asyncio.Task[None]] = set()
 
     def transaction(self, tenant_id: str, id: UUID, in_seconds: float) -> None:
@@ -55,6 +63,13 @@ class Wakeups:
 
     async def _enqueue(self, job: str, arguments: list[str], in_seconds: float) -> None:
         try:
+            pool = await self._connected()
+            await pool.enqueue_job(job, *arguments, _defer_by=in_seconds, _expires=in_seconds + LATE_SECONDS)
+        except Exception as error:  # noqa: BLE001 - whatever it is: a sweep will do it
+            log.debug("wakeup_lost", error=str(error)[:200])
+
+    async def _connected(self) -> ArqRedis:
+        async with self._connecting:
             if self._pool is None:
                 self._pool = await create_pool(
                     self._settings,
@@ -62,13 +77,12 @@ class Wakeups:
                     job_deserializer=decode_job,
                     default_queue_name=QUEUE,
                 )
-            await self._pool.enqueue_job(job, *arguments, _defer_by=in_seconds, _expires=60)
-        except Exception as error:  # noqa: BLE001 - whatever it is: a sweep will do it
-            log.debug("wakeup_lost", error=str(error)[:200])
+            return self._pool
 
     async def close(self) -> None:
         """Forget what isn't sent."""
-        for task in list(self._pending):
+        for task in self._pending:
             task.cancel()
+        await asyncio.gather(*self._pending, return_exceptions=True)
         if self._pool is not None:
             await self._pool.aclose(close_connection_pool=True)

@@ -26,6 +26,7 @@ from resources.payments.gateways.contract import Gateway, Outcome, Reply
 from tcc.commands import Exchange, ReservationView
 from tcc.machine import Event, State
 from tcc.resource import Answer, External
+from tcc.settings import SettingsError
 
 CAPTURE_MARGIN: Final = timedelta(seconds=1)
 """How long before the authorisation lapses we stop promising that it can be captured."""
@@ -37,6 +38,9 @@ class _Known(msgspec.Struct):
     """What a reservation's `detail` says of the gateway's side."""
 
     authorisation_id: str | None = None
+    capture_before: datetime | None = None
+    capture_refusals: int = 0
+    """How often a capture was refused for good. Each gets a key of its own, or a retry would be told the same again."""
 
 
 _decode_known = msgspec.json.Decoder(_Known).decode
@@ -52,12 +56,12 @@ class CardGateway:
         """Authorise, capture or void, as the reservation's state needs. Never raises for what the gateway does."""
         claim = _decode_claim(reservation.claim)
         calls = _Calls(self._gateway, claim, f"{tenant_id}:{reservation.id}", str(reservation.id), attempt)
-        authorisation_id = _decode_known(reservation.detail).authorisation_id if reservation.detail else None
+        known = _decode_known(reservation.detail) if reservation.detail else _Known()
         if reservation.state is State.TRYING:
             return await calls.hold()
         if reservation.state is State.CONFIRMING:
-            return await calls.take(authorisation_id)
-        return await calls.give_back(authorisation_id)
+            return await calls.take(known)
+        return await calls.give_back(known.authorisation_id)
 
     async def claims_of_theirs(self, since: datetime) -> AsyncIterator[tuple[str, str]]:
         """(our reservation's id, the gateway's standing) of every authorisation changed since then."""
@@ -100,18 +104,22 @@ class _Calls:
                 return self._answer(Event.TRY_REFUSED, detail=detail, refusal=_refusal(reply.code))
         return self._unheard(reply)
 
-    async def take(self, authorisation_id: str | None) -> Answer:
+    async def take(self, known: _Known) -> Answer:
+        authorisation_id = known.authorisation_id
         if authorisation_id is None:
             return self._answer(None, attention="There is no authorisation to capture.")
         amount = self._claim.amount
+        key = f"{self._key}:capture:{known.capture_refusals}" if known.capture_refusals else f"{self._key}:capture"
         reply = self._note(
             "capture",
-            await self._gateway.capture(authorisation_id=authorisation_id, amount=amount, key=f"{self._key}:capture"),
+            await self._gateway.capture(authorisation_id=authorisation_id, amount=amount, key=key),
         )
         if reply.outcome is Outcome.SUCCEEDED:
             return self._answer(Event.CONFIRM_SUCCEEDED)
         if reply.outcome is Outcome.DECLINED and reply.permanent:
-            return self._answer(None, attention=f"The gateway refuses the capture for good: {reply.code}.")
+            seen = msgspec.structs.replace(known, capture_refusals=known.capture_refusals + 1)
+            why = f"The gateway refuses the capture for good: {reply.code}."
+            return self._answer(None, attention=why, detail=msgspec.to_builtins(seen))
         return self._unheard(reply)
 
     async def give_back(self, authorisation_id: str | None) -> Answer:
@@ -175,5 +183,14 @@ REFUSALS: Final = frozenset({"card_declined", "unknown_payment_method"})
 
 
 def connect(environment: Mapping[str, str]) -> External:
-    """Open the gateway that `TCC_GATEWAY_URL` names: `http://…` the sandbox, `instant:` one in this process."""
-    return CardGateway(open_gateway(environment.get("TCC_GATEWAY_URL", "instant:")))
+    """Open the gateway that `TCC_GATEWAY_URL` names: `http://…` the sandbox, `instant:` one in this process.
+
+    Raises `SettingsError` where it is missing, since nothing must ever seem to be paid by mistake, or can't be read.
+    """
+    url = environment.get("TCC_GATEWAY_URL")
+    if not url:
+        raise SettingsError("TCC_GATEWAY_URL is not set: name the card gateway, such as http://127.0.0.1:8099.")
+    try:
+        return CardGateway(open_gateway(url))
+    except ValueError as error:
+        raise SettingsError(f"TCC_GATEWAY_URL doesn't make sense: {error}.") from error

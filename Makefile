@@ -9,7 +9,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run demo test check format bench-quick lock
+.PHONY: help run demo test check format bench-quick bench-expiry lock
 
 help: ## Show this help
 	@echo "tcc: reserve several things safely, or not at all. Usage: make <target> [ARGS='…']"
@@ -37,6 +37,9 @@ format: $(READY) ## Put formatting and imports right
 
 bench-quick: $(READY) ## Throughput as a ratio to a no-op endpoint, in under a minute
 	@$(BIN)/python -m bench.quick $(ARGS)
+
+bench-expiry: $(READY) ## How long 100,000 abandoned tries take to be given back
+	@$(BIN)/python -m bench.expiry $(ARGS)
 
 PIN = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	--universal --python-version 3.11 pyproject.toml

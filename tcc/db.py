@@ -131,6 +131,7 @@ class Database:
             pool_pre_ping=True,
             isolation_level="READ COMMITTED",
             json_deserializer=_unread,
+            hide_parameters=True,  # errors are logged, and claims are nobody's business there
         )
 
     async def prepare_batch(self, connection: AsyncConnection) -> None:

@@ -21,7 +21,13 @@ def configure_logs(form: str, level: str) -> None:
     ]
     if form == "console":
         structlog.configure(
-            processors=[*shared, structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())],
+            processors=[
+                *shared,
+                structlog.dev.ConsoleRenderer(
+                    colors=sys.stdout.isatty(),
+                    exception_formatter=structlog.dev.plain_traceback,  # the usual one prints local variables
+                ),
+            ],
             wrapper_class=structlog.make_filtering_bound_logger(_LEVELS.get(level, logging.INFO)),
             logger_factory=structlog.WriteLoggerFactory(sys.stdout),
             cache_logger_on_first_use=True,

@@ -14,7 +14,7 @@ MAX_AMOUNT: Final = 999_999_999_999
 """The largest amount, in minor units."""
 
 Amount = Annotated[int, Meta(ge=1, le=MAX_AMOUNT, description="In minor units (cents).")]
-Currency = Annotated[str, Meta(pattern="^[A-Z]{3}$", description="ISO 4217, in capitals.")]
+Currency = Annotated[str, Meta(pattern=r"^[A-Z]{3}$(?!\n)", description="ISO 4217, in capitals.")]
 
 
 @cache

@@ -97,8 +97,8 @@ async def transactions(
     return [transaction_view(row) for row in await database.read(_TRANSACTIONS, parameters)]
 
 
-async def journal(database: Database, tenant_id: str, subjects: Sequence[UUID], *, limit: int = 1000) -> list[Entry]:
-    """The journal's rows for reservations and transactions, in order of time."""
+async def journal(database: Database, tenant_id: str, subjects: Sequence[UUID], *, limit: int) -> list[Entry]:
+    """The journal's first rows for reservations and transactions, in order of time."""
     rows = await database.read(_JOURNAL, {"tenant_id": tenant_id, "subjects": list(subjects), "limit": limit})
     return [
         Entry(

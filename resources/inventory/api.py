@@ -104,7 +104,7 @@ def handlers(service: Service) -> list[Any]:
             "location": body.location,
             "on_hand": body.on_hand,
         }
-        async with database.reads.begin() as connection:
+        async with database.transaction() as connection:
             stored = (await connection.execute(_SET, parameters)).fetchall()
         if not stored:
             field = FieldError(

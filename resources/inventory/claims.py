@@ -10,8 +10,11 @@ from msgspec import Meta
 
 from tcc.errors import FieldError
 
-Sku = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
-Location = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$(?!\n)"
+"""`$` alone would let a line break pass at the end."""
+
+Sku = Annotated[str, Meta(min_length=1, max_length=64, pattern=_NAME)]
+Location = Annotated[str, Meta(min_length=1, max_length=64, pattern=_NAME)]
 Quantity = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 DEFAULT_LOCATION = "default"

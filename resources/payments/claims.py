@@ -18,7 +18,7 @@ class PaymentClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     amount: Amount
     currency: Currency
-    payment_method: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:-]+$")]
+    payment_method: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:-]+$(?!\n)")]
 
 
 def charge(claim: PaymentClaim) -> Money:

@@ -32,9 +32,7 @@ def account_for(cluster: Path, *, programs: Path) -> RunAs | None:
 
 
 def _run_as(uid: int, gid: int, *paths: Path) -> RunAs:
-    closed = any(
-        not _may_enter(directory, uid, gid) for path in paths for directory in path.resolve().parents
-    )
+    closed = any(not _may_enter(directory, uid, gid) for path in paths for directory in path.resolve().parents)
     return RunAs(uid, gid, search_anywhere=closed)
 
 

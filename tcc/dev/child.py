@@ -29,9 +29,7 @@ class RunAs:
     """Let it pass through directories that are closed to it (see `launch`)."""
 
 
-def launcher(
-    argv: Sequence[str | Path], *, death_signal: signal.Signals, run_as: RunAs | None = None
-) -> list[str]:
+def launcher(argv: Sequence[str | Path], *, death_signal: signal.Signals, run_as: RunAs | None = None) -> list[str]:
     """The command line that becomes `argv`, tied to this process's life."""
     terms = launch.Terms(parent=os.getpid(), death_signal=death_signal)
     if run_as is not None:

@@ -1,35 +1,30 @@
 """`tcc dev`: everything on this machine until Ctrl-C, with what to type next."""
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
 import click
 
+from tcc.dev.endings import ignore_signals, signals_interrupt
 from tcc.dev.programs import ServerError, port_is_free
 from tcc.dev.seed import seed_stock
 from tcc.dev.supervisor import Stack
 
 _COLOURS = {"migrate": "yellow", "sandbox": "magenta", "api": "green", "worker": "blue", "tcc": "cyan"}
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_dev(*, port: int, data: Path) -> int:
     """Run the whole service on `port`, its data under `data`, until a signal ends it; the exit code."""
     if not port_is_free(port):
-        _say(
-            f"port {port} is taken: end what listens there, or choose another with  tcc dev --port {port + 1}"
-        )
+        _say(f"port {port} is taken: end what listens there, or choose another with  tcc dev --port {port + 1}")
         return 1
     fallen: SimpleQueue[str] = SimpleQueue()
-    with _signals_interrupt():
+    with signals_interrupt():
         stack = None
         try:
             stack = Stack(data, api_port=port, on_line=_print_line, on_fall=fallen.put)
-            _say(f"starting {_grounds(stack)}; data is kept under {stack.data}")
+            _say(f"starting {_parts(stack)}; data is kept under {stack.data}")
             stack.start()
             added = seed_stock(stack.api_url)
             _say(f"put in sample stock: {', '.join(added)}" if added else "found the stock of an earlier run")
@@ -49,14 +44,13 @@ def run_dev(*, port: int, data: Path) -> int:
 
 def welcome(stack: Stack) -> str:
     """What a newcomer needs: addresses, a line that places an order, and what to try after it."""
-    worker = Path(sys.executable).parent / "tcc-worker"
     return f"""
 {click.style("tcc is up.", fg="green", bold=True)} Ctrl-C ends it; a second start finds its data.
 
   API        {stack.api_url}    (schema: /schema, health: /readyz, metrics: /metrics)
   gateway    {stack.sandbox_url}    (a sandbox; its own ledger: /ledger)
-  database   {stack.database_url}
-  redis      {stack.redis_url}
+  database   {_database(stack)}
+  redis      {_redis(stack)}
 
 Place an order: stock, a card authorisation and the order itself, all or none:
 
@@ -68,7 +62,7 @@ Then try
   * "confirm":"manual", then  curl -X POST {stack.api_url}/v1/transactions/<id>/confirm  (or cancel)
   * curl {stack.api_url}/v1/inventory/items/COFFEE-1KG
   * curl {stack.api_url}/v1/transactions/<id>/log
-  * TCC_DATABASE_URL={stack.database_url} {_relative(worker)} check
+  * {check_line(stack)}
 """
 
 
@@ -82,31 +76,36 @@ def order_line(api_url: str) -> str:
       "lines":[{{"sku":"COFFEE-1KG","quantity":1,"unit_amount":1250}}]}}}}], "confirm":"auto"}}'"""
 
 
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM and a closed terminal end us as Ctrl-C does, by KeyboardInterrupt."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDING_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def check_line(stack: Stack) -> str:
+    """A shell line that verifies what must always hold; what the shell's own environment says is not repeated."""
+    worker = _relative(Path(sys.executable).parent / "tcc-worker")
+    database = "" if stack.postgres is None else f"TCC_DATABASE_URL={_database(stack)} "
+    return f"{database}TCC_GATEWAY_URL={stack.sandbox_url} {worker} check"
+
+
+def _database(stack: Stack) -> str:
+    """Where the database is, as psql and every other tool writes it; whoever gave us a URL knows it."""
+    return "that of TCC_DATABASE_URL" if stack.postgres is None else stack.database_url.replace("+asyncpg", "")
+
+
+def _redis(stack: Stack) -> str:
+    return "that of TCC_REDIS_URL" if stack.valkey is None else stack.redis_url
 
 
 def _end(stack: Stack | None) -> None:
-    """Stop in order; asking again doesn't hurry it, since every step of it is bounded."""
-    for number in _ENDING_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     if stack is not None:
         _say("stopping …")
         stack.stop()
         _say("stopped")
 
 
-def _grounds(stack: Stack) -> str:
-    postgres = "PostgreSQL" if stack.postgres is not None else "(with the PostgreSQL of TCC_DATABASE_URL)"
-    valkey = "Valkey" if stack.valkey is not None else "(with the Redis of TCC_REDIS_URL)"
-    return f"{postgres}, {valkey}, the sandbox gateway, the API and a worker"
+def _parts(stack: Stack) -> str:
+    """What we start, and on what it stands that was there before."""
+    ours = ["PostgreSQL"] * (stack.postgres is not None) + ["Valkey"] * (stack.valkey is not None)
+    given = ["TCC_DATABASE_URL"] * (stack.postgres is None) + ["TCC_REDIS_URL"] * (stack.valkey is None)
+    started = f"{', '.join([*ours, 'the sandbox gateway', 'the API'])} and a worker"
+    return f"{started}, on {' and '.join(given)}" if given else started
 
 
 def _print_line(part: str, line: str) -> None:

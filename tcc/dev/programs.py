@@ -25,9 +25,7 @@ def free_port() -> int:
         port = _FIRST_PORT + secrets.randbelow(_LAST_PORT - _FIRST_PORT)
         if port_is_free(port):
             return port
-    raise ServerError(
-        f"no free port between {_FIRST_PORT} and {_LAST_PORT}: end some programs that listen there"
-    )
+    raise ServerError(f"no free port between {_FIRST_PORT} and {_LAST_PORT}: end some programs that listen there")
 
 
 def port_is_free(port: int) -> bool:

@@ -293,9 +293,7 @@ class ValkeyServer:
     `port` stays the same over `restart`. Its log is kept under `data`.
     """
 
-    def __init__(
-        self, data: Path, *, port: int | None = None, on_exit: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, data: Path, *, port: int | None = None, on_exit: Callable[[], None] | None = None) -> None:
         self.data = data.absolute()
         self.port = port or free_port()
         self.log = self.data / "server.log"

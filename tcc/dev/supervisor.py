@@ -103,6 +103,8 @@ class Stack:
             self.start_servers()
             self.migrate()
             for part in START_ORDER:
+                if part == "worker":  # it begins its work at once, so what it speaks to must be there
+                    self.wait_until_ready("sandbox")
                 self.start_process(part)
             for part in START_ORDER:
                 self.wait_until_ready(part)
@@ -128,9 +130,7 @@ class Stack:
             migration.kill()
             raise ServerError(f"tcc migrate took longer than {_MIGRATE_SECONDS:.0f} s and was stopped")
         if migration.exit_code != 0:
-            raise ServerError(
-                f"tcc migrate failed (exit code {migration.exit_code}): {self._where('migrate')}"
-            )
+            raise ServerError(f"tcc migrate failed (exit code {migration.exit_code}): {self._where('migrate')}")
 
     def start_process(self, part: Part) -> Child:
         """Start one part, or start it again; it may not be ready yet (`wait_until_ready`)."""

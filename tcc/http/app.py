@@ -13,7 +13,7 @@ from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import ScalarRenderPlugin
 
-from tcc.errors import FieldError, Rejected, TccError
+from tcc.errors import FieldError, TccError
 from tcc.http.edge import Edge
 from tcc.http.health import health_handlers
 from tcc.http.problems import MEDIA_TYPE, Problem, Problems, retry_after
@@ -24,7 +24,8 @@ from tcc.service import Service
 
 log = structlog.get_logger(__name__)
 
-_STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 400: "malformed_json"}
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+"""What Litestar itself may find wrong with a request, by its statuses."""
 
 
 def create_app(open_service: Callable[[], Service], *, version: str, max_body_bytes: int) -> Any:
@@ -59,36 +60,41 @@ def build_app(service: Service, version: str, max_body_bytes: int, *, owns_servi
         if owns_service:
             await service.close()
 
-    def answer(request: Request[Any, Any, Any], problem: Problem, error: TccError | None = None) -> Response[bytes]:
-        seconds = retry_after(problem, error)
+    def answer(problem: Problem, headers: dict[str, str] | None = None) -> Response[bytes]:
         return Response(
-            msgspec.json.encode(problem),
-            status_code=problem.status,
-            media_type=MEDIA_TYPE,
-            headers={"Retry-After": str(seconds)} if seconds else None,
+            msgspec.json.encode(problem), status_code=problem.status, media_type=MEDIA_TYPE, headers=headers
         )
 
     def on_ours(request: Request[Any, Any, Any], error: TccError) -> Response[bytes]:
-        return answer(request, problems.of_error(error, correlation_of(request)), error)
+        problem = problems.of_error(error, correlation_of(request))
+        seconds = retry_after(problem, error)
+        return answer(problem, {"Retry-After": str(seconds)} if seconds else None)
 
     def on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
-        code = _STATUS_CODES.get(error.status_code, "internal_error")
-        field = {"body_too_large": "body", "malformed_json": "body"}.get(code, "path")
-        errors = (FieldError(field, code, problems.kinds[code].title),)
-        resource = request.scope["path"].removeprefix("/v1/").partition("/")[0]
-        if code == "not_found" and "/reservations" in request.scope["path"] and resource not in service.stores.resources:
-            unknown = Rejected("unknown_resource", f"There is: {', '.join(sorted(service.stores.resources))}.")
-            return answer(request, problems.of_error(unknown, correlation_of(request)))
-        return answer(request, problems.of(code, correlation_of(request), errors=errors))
+        code = _CODES.get(error.status_code)
+        if code is None:
+            return on_anything(request, error)
+        allow = error.headers and error.headers.get("allow")
+        return answer(missing(request, code), {"Allow": allow} if allow else None)
+
+    def missing(request: Request[Any, Any, Any], code: str) -> Problem:
+        """What Litestar found wrong with a request; an unknown resource is more than an unknown path."""
+        _, _, resource, *rest = [*request.scope["path"].split("/"), "", ""]
+        detail = None
+        if code == "not_found" and rest[0] == "reservations" and resource not in service.stores.resources:
+            code, detail = "unknown_resource", f"There is: {', '.join(sorted(service.stores.resources))}."
+        errors = (FieldError("body" if code == "body_too_large" else "path", code, problems.kinds[code].title),)
+        return problems.of(code, correlation_of(request), detail=detail, errors=errors)
 
     def on_anything(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-        log.exception("request_failed", correlation_id=correlation_of(request), path=request.scope["path"], exc_info=error)
-        return answer(request, problems.of("internal_error", correlation_of(request)))
+        correlation_id = correlation_of(request)
+        log.error("request_failed", correlation_id=correlation_id, path=request.scope["path"], exc_info=error)
+        return answer(problems.of("internal_error", correlation_id))
 
     application = Litestar(
         route_handlers=[
             *health_handlers(service),
-            *transaction_handlers(service, replies, problems),
+            *transaction_handlers(service, replies),
             *(handler for resource in resources for handler in reservation_handlers(service, resource, replies)),
             *(handler for resource in resources for handler in resource.handlers(service)),
         ],
@@ -108,4 +114,4 @@ def build_app(service: Service, version: str, max_body_bytes: int, *, owns_servi
 
 def correlation_of(request: Request[Any, Any, Any]) -> str:
     """The correlation id that the edge gave a request."""
-    return str(request.scope.get("state", {}).get("correlation_id", ""))
+    return str(request.scope["state"]["correlation_id"])

@@ -22,7 +22,7 @@ _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Edge:
-    """Wraps the application. Puts `correlation_id` into the request's state, and into the reply's headers."""
+    """Wraps the application. Puts `correlation_id` and `headers` into the request's state, and the id into replies."""
 
     def __init__(self, application: Any, problems: Problems) -> None:
         self._application = application
@@ -33,12 +33,10 @@ class Edge:
             await self._application(scope, receive, send)
             return
         started = time.perf_counter()
-        correlation_id, traceparent = correlation(dict(scope["headers"]))
-        scope.setdefault("state", {})["correlation_id"] = correlation_id
-        extra = [
-            (b"x-correlation-id", correlation_id.encode("latin-1")),
-            (b"traceparent", traceparent.encode("latin-1")),
-        ]
+        headers = dict(scope["headers"])
+        correlation_id, traceparent = correlation(headers)
+        scope.setdefault("state", {}).update(correlation_id=correlation_id, headers=headers)
+        extra = [(b"x-correlation-id", correlation_id.encode()), (b"traceparent", traceparent.encode())]
         status = 0
 
         async def sending(message: Any) -> None:
@@ -48,13 +46,12 @@ class Edge:
                 message = {**message, "headers": [*message["headers"], *extra]}
             await send(message)
 
-        address = unquote_to_bytes(scope["raw_path"] or b"") + b"?" + unquote_to_bytes(scope["query_string"])
-        if any(48 <= c <= 57 for c in address) and has_card_number(address.replace(b"/", b" / ").replace(b"=", b" = ")):
-            problem = self._problems.of_error(card_number_refused(), correlation_id)
-            await _send(sending, problem.status, msgspec.json.encode(problem))
+        path = scope["path"]
+        if has_card_number(_plain(scope["raw_path"])) or has_card_number(_plain(scope["query_string"])):
             path = "(refused)"
+            problem = self._problems.of_error(card_number_refused("path"), correlation_id)
+            await _send(sending, problem.status, msgspec.json.encode(problem))
         else:
-            path = scope["path"]
             await self._application(scope, receive, sending)
         if path not in _QUIET:
             log.info(
@@ -65,6 +62,12 @@ class Edge:
                 seconds=round(time.perf_counter() - started, 6),
                 correlation_id=correlation_id,
             )
+
+
+def _plain(quoted: bytes) -> bytes:
+    """A part of an address, as it was before it was quoted."""
+    quoted = quoted.replace(b"+", b" ")
+    return unquote_to_bytes(quoted) if b"%" in quoted else quoted
 
 
 async def _send(send: Any, status: int, body: bytes) -> None:

@@ -67,7 +67,12 @@ async def refresh(service: Service) -> None:
 def health_handlers(service: Service) -> list[Any]:
     """Litestar handlers for probes and scrapes."""
 
-    @get("/healthz", summary="Is the process alive?", tags=["health"], operation_class=operation(replies={200: ("It is.", None)}))
+    @get(
+        "/healthz",
+        summary="Is the process alive?",
+        tags=["health"],
+        operation_class=operation(replies={200: ("It is.", None)}),
+    )
     async def healthz() -> Response[bytes]:
         return Response(b'{"alive":true}', media_type="application/json")
 
@@ -81,10 +86,10 @@ def health_handlers(service: Service) -> list[Any]:
         async def look(batcher: Batcher, resources: Any) -> tuple[str, str]:
             try:
                 async with asyncio.timeout(READY_SECONDS):
-                    await check_schema(batcher.database, resources)
+                    await check_schema(batcher.database, resources, newer_will_do=True)
             except SchemaMismatch as error:
                 return batcher.database.name, str(error)
-            except Exception as error:  # whatever it is: not ready, and this is why
+            except Exception as error:  # noqa: BLE001 - whatever it is: not ready, and this is why
                 return batcher.database.name, f"can't be reached: {type(error).__name__}"
             return batcher.database.name, "ok"
 
@@ -94,12 +99,17 @@ def health_handlers(service: Service) -> list[Any]:
             msgspec.json.encode(Ready(ready, found)), status_code=200 if ready else 503, media_type="application/json"
         )
 
-    @get("/metrics", summary="For Prometheus", tags=["health"], operation_class=operation(replies={200: ("Metrics.", None)}))
+    @get(
+        "/metrics",
+        summary="For Prometheus",
+        tags=["health"],
+        operation_class=operation(replies={200: ("Metrics.", None)}),
+    )
     async def metrics() -> Response[bytes]:
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await refresh(service)
-        except Exception:  # a scrape must not fail because a database does: the counters still tell
+        except Exception:  # noqa: BLE001 - a scrape must not fail because a database does: the counters still tell
             service.metrics.scrape_failures.inc()
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

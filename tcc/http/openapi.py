@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import msgspec
-from litestar.openapi.spec import OpenAPIHeader, OpenAPIMediaType, OpenAPIResponse, Operation, Parameter, RequestBody, Schema
+from litestar.openapi.spec import (
+    OpenAPIHeader,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    Operation,
+    Parameter,
+    RequestBody,
+    Schema,
+)
+from msgspec import Meta
 
 from tcc.http.problems import MEDIA_TYPE, Problem
+from tcc.idempotency import MAX_KEY_LENGTH
 
 _PROBLEM = "A problem (RFC 9457). `code` is stable; see docs/errors.md."
 
@@ -16,7 +26,7 @@ _PROBLEM = "A problem (RFC 9457). `code` is stable; see docs/errors.md."
 def schema_of(type_: Any) -> Schema:
     """The JSON schema of a msgspec type, with its components written in place."""
     (out,), components = msgspec.json.schema_components([type_], ref_template="{name}")
-    return _schema(_inlined(out, components))
+    return _Verbatim(_inlined(out, components))
 
 
 def _inlined(node: Any, components: dict[str, Any]) -> Any:
@@ -43,10 +53,6 @@ class _Verbatim(Schema):
         return id(self)
 
 
-def _schema(document: dict[str, Any]) -> Schema:
-    return _Verbatim(document)
-
-
 def _content(type_: Any, media_type: str = "application/json") -> dict[str, OpenAPIMediaType]:
     return {media_type: OpenAPIMediaType(schema=schema_of(type_))}
 
@@ -65,39 +71,36 @@ def operation(
     """
     responses: dict[str, Any] = {}
     for status, (description, type_) in replies.items():
-        headers: dict[str, Any] = {"X-Correlation-ID": OpenAPIHeader(schema=schema_of(str), description="Of this request.")}
+        headers: dict[str, Any] = {
+            "X-Correlation-ID": OpenAPIHeader(schema=schema_of(str), description="Of this request.")
+        }
         if keyed is not None:
-            headers["Idempotency-Replayed"] = OpenAPIHeader(schema=schema_of(str), description="`true` on a stored reply.")
+            headers["Idempotency-Replayed"] = OpenAPIHeader(
+                schema=schema_of(str), description="`true` on a stored reply."
+            )
         responses[str(status)] = OpenAPIResponse(
             description=description, headers=headers, content=_content(type_) if type_ is not None else None
         )
     for status, description in (problems or {}).items():
         responses[str(status)] = OpenAPIResponse(description=description, content=_content(Problem, MEDIA_TYPE))
-    responses.setdefault(
-        "default", OpenAPIResponse(description=_PROBLEM, content=_content(Problem, MEDIA_TYPE))
-    )
-    parameters: list[Any] = []
+    responses.setdefault("default", OpenAPIResponse(description=_PROBLEM, content=_content(Problem, MEDIA_TYPE)))
+    parameters: list[Any] = [
+        Parameter(name=name, param_in="query", required=False, schema=schema_of(type_), description=description)
+        for name, (description, type_) in (query or {}).items()
+    ]
     if keyed is not None:
         parameters.append(
             Parameter(
                 name="Idempotency-Key",
                 param_in="header",
                 required=keyed,
-                schema=_schema({"type": "string", "minLength": 1, "maxLength": 255}),
+                schema=schema_of(Annotated[str, Meta(min_length=1, max_length=MAX_KEY_LENGTH)]),
                 description="New for every new intent, the same for every repeat of it.",
             )
-        )
-    for name, (description, type_) in (query or {}).items():
-        parameters.append(
-            Parameter(name=name, param_in="query", required=False, schema=schema_of(type_), description=description)
         )
 
     @dataclass
     class Described(Operation):
-        request_body: RequestBody | None = field(
-            default_factory=lambda: RequestBody(content=_content(body), required=True) if body is not None else None
-        )
-
         def __post_init__(self) -> None:
             self.responses = responses
             self.parameters = [*(self.parameters or []), *parameters]

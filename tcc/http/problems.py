@@ -36,6 +36,7 @@ STATUSES: Final[Mapping[str, int]] = {
     "amounts_differ": 422,
     "overloaded": 503,
     "outcome_unknown": 503,
+    "database_unavailable": 503,
     "internal_error": 500,
 }
 _REFUSALS: Final = {Blame.REQUEST: 422, Blame.STATE: 409, Blame.PAYER: 402}
@@ -62,7 +63,10 @@ class Problems:
     def __init__(self, resources: Sequence[Resource]) -> None:
         refusals = {code: kind for resource in resources for code, kind in resource.refusals.items()}
         self.kinds: Mapping[str, Kind] = {**CODES, **refusals}
-        self.statuses: Mapping[str, int] = STATUSES | {code: _REFUSALS[k.blame] for code, k in refusals.items()}
+        self.statuses: Mapping[str, int] = {
+            **STATUSES,
+            **{code: _REFUSALS[kind.blame] for code, kind in refusals.items()},
+        }
 
     def of(
         self,

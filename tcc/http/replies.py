@@ -21,7 +21,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 class BranchBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A branch as clients see it. `state` is `untried` where it was never recorded."""
+    """A branch as clients see it. `state` is `untried` where it was never recorded, `unknown` where its database is
+    away."""
 
     resource: str
     id: UUID
@@ -86,7 +87,7 @@ def _branch_body(branch: BranchState) -> BranchBody:
     return BranchBody(
         resource=branch.plan.resource,
         id=branch.plan.id,
-        state=branch.state or "untried",
+        state="unknown" if branch.unknown else branch.state or "untried",
         reason=branch.refusal or (view.reason if view else None),
         detail=branch.detail or (view.detail if view else None),
         attention=view.attention if view else None,
@@ -131,12 +132,13 @@ class Replies:
         errors: list[Any] = []
         refused = []
         for index, branch in enumerate(transaction.branches):
-            code = branch.refusal or (branch.view.reason if branch.view and branch.state is State.REFUSED else None)
-            if code and code in self._problems.kinds:
-                refused.append(f"{branch.plan.resource}: {code}")
+            why = branch.refusal or (branch.view.reason if branch.view and branch.state is State.REFUSED else None)
+            if why and why in self._problems.kinds:
+                refused.append(f"{branch.plan.resource}: {why}")
                 found = _found(branch.detail or (branch.view.detail if branch.view else None))
-                lines = found or [{"field": "", "code": code, "detail": self._problems.kinds[code].title}]
-                errors += ({**line, "field": f"branches[{index}].{line['field']}".rstrip(".")} for line in lines)
+                errors += [{**line, "field": f"branches[{index}].claim.{line['field']}"} for line in found] or [
+                    {"field": f"branches[{index}]", "code": why, "detail": self._problems.kinds[why].title}
+                ]
         problem = self._problems.of(
             "transaction_refused",
             correlation_id,
@@ -158,9 +160,12 @@ class Replies:
             if outcome.ok and view is not None:
                 if view.state is State.TRYING:
                     return None
-                if view.state is not State.REFUSED:
-                    return self.reservation(view, 201, reservation_location(view))
-                return self._refused(view.reason or "", view.detail, correlation_id)
+                if view.state is State.REFUSED:
+                    return self._refused(view.reason or "", view.detail, correlation_id)
+                if view.state in (State.CANCELLING, State.CANCELLED):
+                    gone = "expired" if view.reason == Reason.EXPIRED else "already_cancelled"
+                    return self._refused(gone, None, correlation_id)
+                return self.reservation(view, 201, reservation_location(view))
             return self._forgotten(outcome) or self._refused(outcome.code, outcome.detail, correlation_id)
 
         return reply
@@ -183,11 +188,15 @@ class Replies:
         """To a command that came to nothing."""
         return self._refused(outcome.code, outcome.detail, correlation_id)
 
+    def retryable(self, outcome: Outcome[Any]) -> bool:
+        """Whether a command that came to nothing may well come out otherwise a little later."""
+        return self._problems.kinds[outcome.code].retryable
+
     def _forgotten(self, outcome: Outcome[Any]) -> Reply | None:
         """`FORGET` where the same request may come out otherwise, once mended or a little later."""
         kind = self._problems.kinds[outcome.code]
         senseless = outcome.view is None and kind.blame is Blame.REQUEST
-        return FORGET if senseless or kind.retryable else None
+        return FORGET if senseless or self.retryable(outcome) else None
 
     def _refused(self, code: str, detail: Any, correlation_id: str) -> Reply:
         if code not in self._problems.kinds:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 from uuid import UUID
 
 import msgspec
 from litestar import Request, Response, delete, get, post, put
 from litestar.params import FromPath
-from msgspec import Meta
 
 from tcc import reads
-from tcc.batch import Result
+from tcc.batch import FORGET, Result
 from tcc.commands import DONE, Context, Outcome, ReservationView
-from tcc.errors import Rejected, Unavailable
+from tcc.errors import Rejected
+from tcc.http.bodies import Extend, try_type, ttl_of
 from tcc.http.openapi import operation
 from tcc.http.replies import Replies, reservation_location
 from tcc.http.requests import (
+    TENANT,
     claim_of,
     context_of,
-    decode,
+    expect_no_body,
     idempotency_key,
-    invalid_field,
     parse_id,
+    read_body,
+    required_key,
 )
-from tcc.http.respond import first, replay, respond, within
+from tcc.http.respond import Current, replay, respond, within
 from tcc.idempotency import Claim, Held, Reply
 from tcc.ids import new_id
 from tcc.machine import RESTING, Event, Reason
@@ -32,38 +34,8 @@ from tcc.reserver import ReservationReply
 from tcc.resource import Resource
 from tcc.service import Service
 
-Reference = Annotated[str, Meta(min_length=1, max_length=255)]
-TtlSeconds = Annotated[float, Meta(ge=1)]
-
-
-class ExtendBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long from now it shall be held, in seconds. Never shortens a hold."""
-
-    ttl_seconds: TtlSeconds
-
-
 _encode = msgspec.json.Encoder().encode
-_decode_extend = msgspec.json.Decoder(ExtendBody)
-
-
-def ttl_of(given: float | None, service: Service) -> float:
-    """The time to live asked for, or the usual one. Raises `Rejected` beyond the longest allowed."""
-    longest = service.settings.max_ttl_seconds
-    if given is not None and given > longest:
-        raise invalid_field("ttl_seconds", "out_of_bounds", f"At most {longest:g} seconds.")
-    return service.settings.default_ttl_seconds if given is None else given
-
-
-def body_of(resource: Resource) -> type[msgspec.Struct]:
-    """The body of a Try: the claim's fields, and how to hold it."""
-    return msgspec.defstruct(
-        f"{resource.name.capitalize()}Try",
-        [("id", UUID | None, None), ("ttl_seconds", TtlSeconds | None, None), ("reference", Reference | None, None)],
-        bases=(resource.claim,),
-        frozen=True,
-        kw_only=True,
-        forbid_unknown_fields=True,
-    )
+_decode_extend = msgspec.json.Decoder(Extend)
 
 
 class ReservationRoutes:
@@ -73,21 +45,20 @@ class ReservationRoutes:
         self._service = service
         self._resource = resource
         self._replies = replies
-        self._body = body_of(resource)
-        self._decoder = msgspec.json.Decoder(self._body)
+        self.body = try_type(resource)
+        self._decoder = msgspec.json.Decoder(self.body)
         self._claim_fields = resource.claim.__struct_fields__
 
     async def try_(self, request: Request[Any, Any, Any]) -> Response[bytes]:
-        raw = await request.body()
-        body: Any = decode(raw, self._decoder)
+        body = await read_body(request, self._decoder)
         claim = self._resource.claim(**{name: getattr(body, name) for name in self._claim_fields})
         if errors := tuple(self._resource.check(claim)):
             raise Rejected("invalid_request", errors[0].detail, errors)
-        ttl_seconds = ttl_of(body.ttl_seconds, self._service)
-        key = idempotency_key(request, required=body.id is None)
+        ttl_seconds = ttl_of(body.ttl_seconds, self._service.settings)
+        key = idempotency_key(request) if body.id else required_key(request)
         id = body.id or new_id()
         context = context_of(request)
-        key_claim = claim_of(key, f"{self._resource.name}.try", id, _encode(body))
+        key_claim = claim_of(key, f"{self._resource.name}.try", id, _encode(body)) if key else None
         reply = self._replies.tried(context.correlation_id)
         result = await self._service.reserver.hold(
             context,
@@ -99,17 +70,19 @@ class ReservationRoutes:
             claim=key_claim,
             reply=reply,
         )
-        return await self._finish(request, context, key_claim, result, reply, accepted=202)
+        return await self._finish(context, key_claim, result, reply)
 
     async def confirm(self, request: Request[Any, Any, Any], reservation_id: str) -> Response[bytes]:
+        await expect_no_body(request)
         return await self._move(request, reservation_id, Event.CONFIRM)
 
     async def cancel(self, request: Request[Any, Any, Any], reservation_id: str) -> Response[bytes]:
+        await expect_no_body(request)
         return await self._move(request, reservation_id, Event.CANCEL)
 
     async def extend(self, request: Request[Any, Any, Any], reservation_id: str) -> Response[bytes]:
-        body = decode(await request.body(), _decode_extend)
-        return await self._move(request, reservation_id, Event.EXTEND, ttl_of(body.ttl_seconds, self._service))
+        body = await read_body(request, _decode_extend)
+        return await self._move(request, reservation_id, Event.EXTEND, ttl_of(body.ttl_seconds, self._service.settings))
 
     async def show(self, reservation_id: str) -> Response[bytes]:
         view = await self._read(parse_id(reservation_id))
@@ -128,9 +101,9 @@ class ReservationRoutes:
     ) -> Response[bytes]:
         id = parse_id(reservation_id)
         context = context_of(request)
-        key = idempotency_key(request, required=False)
+        key = idempotency_key(request)
         operation_name = f"{self._resource.name}.{event}"
-        key_claim = claim_of(key, operation_name, id, id.bytes, str(ttl_seconds).encode())
+        key_claim = claim_of(key, operation_name, id, id.bytes, str(ttl_seconds).encode()) if key else None
         reply = self._replies.moved(context.correlation_id)
         result = await self._service.reserver.move(
             context,
@@ -142,45 +115,40 @@ class ReservationRoutes:
             claim=key_claim,
             reply=reply,
         )
-        return await self._finish(request, context, key_claim, result, reply, accepted=202)
+        return await self._finish(context, key_claim, result, reply)
 
     async def _finish(
         self,
-        request: Request[Any, Any, Any],
         context: Context,
         claim: Claim | None,
         result: Result,
         reply: ReservationReply,
-        *,
-        accepted: int,
     ) -> Response[bytes]:
         """Answer with what is known; where the outside must be asked, ask it first, within the time there is."""
         if result.held is not None and claim is not None:
             return await replay(self._service, self._resource.name, claim, result.held, self._current(reply))
-        if result.reply is not None and result.reply.status:
+        if result.reply is not None and result.reply is not FORGET:
             return respond(result.reply)
-        outcome: Outcome[ReservationView] = first(result)
-        if not outcome.ok or outcome.view is None:
-            return respond(self._replies.refused(outcome, context.correlation_id))
+        outcome: Outcome[ReservationView] = result.outcomes[0]
         seconds = self._service.settings.default_wait_seconds
         answers = claim.ref if claim else None
-        if outcome.code == DONE and outcome.view.state in RESTING:
-            task = self._service.spawn(
-                self._service.reserver.settle(
-                    context, outcome.view, answers=answers, reply=reply, patience_seconds=seconds
-                )
+        if outcome.code == DONE and outcome.view is not None and outcome.view.state in RESTING:
+            work = self._service.reserver.settle(
+                context, outcome.view, answers=answers, reply=reply, patience_seconds=seconds
             )
-            outcome = await within(task, seconds) or outcome
+            outcome = await within(self._service.spawn(work), seconds) or outcome
+        if not outcome.ok or outcome.view is None:
+            return respond(
+                self._replies.refused(outcome, context.correlation_id), retry=self._replies.retryable(outcome)
+            )
         final = reply(outcome)
-        if final is None and outcome.view is not None:
-            final = self._replies.reservation(outcome.view, accepted, reservation_location(outcome.view))
+        if final is None:
+            final = self._replies.reservation(outcome.view, 202, reservation_location(outcome.view))
             if answers:
                 final = await self._service.answer(self._resource.name, answers, final)
-        if final is None:
-            raise Unavailable("request_in_flight")
         return respond(final)
 
-    def _current(self, reply: ReservationReply) -> Any:
+    def _current(self, reply: ReservationReply) -> Current:
         async def current(held: Held) -> Reply | None:
             view = await self._read(held.subject_id)
             return None if view is None else reply(Outcome("repeated", view, view.updated_at))
@@ -189,7 +157,7 @@ class ReservationRoutes:
 
     async def _read(self, id: UUID) -> ReservationView | None:
         database = self._service.stores.of(self._resource.name).database
-        return (await reads.reservations(database, "default", self._resource.name, [id])).get(id)
+        return (await reads.reservations(database, TENANT, self._resource.name, [id])).get(id)
 
 
 def _bare(response: Response[bytes]) -> Response[bytes]:
@@ -205,19 +173,18 @@ def reservation_handlers(service: Service, resource: Resource, replies: Replies)
     base = f"/v1/{resource.name}/reservations"
     tags = [resource.name]
     resting = {202: ("The outside is still being asked.", ReservationView)}
-    described = {"tags": tags, "include_in_schema": True}
 
     @post(
         base,
         status_code=201,
         summary=f"Try: hold {resource.name}",
         operation_class=operation(
-            body=routes._body,
+            body=routes.body,
             replies={201: ("Held.", ReservationView), **resting},
             problems={409: "Refused, or in contradiction with what is.", 422: "Something in the claim is wrong."},
             keyed=False,
         ),
-        **described,
+        tags=tags,
     )
     async def try_(request: Request[Any, Any, Any]) -> Response[bytes]:
         return await routes.try_(request)
@@ -227,7 +194,7 @@ def reservation_handlers(service: Service, resource: Resource, replies: Replies)
         status_code=200,
         summary="Confirm: make the hold final",
         operation_class=operation(replies={200: ("Confirmed.", ReservationView), **resting}, keyed=False),
-        **described,
+        tags=tags,
     )
     async def confirm(request: Request[Any, Any, Any], reservation_id: FromPath[str]) -> Response[bytes]:
         return await routes.confirm(request, reservation_id)
@@ -237,7 +204,7 @@ def reservation_handlers(service: Service, resource: Resource, replies: Replies)
         status_code=200,
         summary="Cancel: give the hold back; of an id never tried, forbid a late Try",
         operation_class=operation(replies={200: ("Cancelled.", ReservationView), **resting}, keyed=False),
-        **described,
+        tags=tags,
     )
     async def cancel(request: Request[Any, Any, Any], reservation_id: FromPath[str]) -> Response[bytes]:
         return await routes.cancel(request, reservation_id)
@@ -246,8 +213,8 @@ def reservation_handlers(service: Service, resource: Resource, replies: Replies)
         f"{base}/{{reservation_id:str}}/extend",
         status_code=200,
         summary="Extend: hold it longer",
-        operation_class=operation(body=ExtendBody, replies={200: ("Extended.", ReservationView)}, keyed=False),
-        **described,
+        operation_class=operation(body=Extend, replies={200: ("Extended.", ReservationView)}, keyed=False),
+        tags=tags,
     )
     async def extend(request: Request[Any, Any, Any], reservation_id: FromPath[str]) -> Response[bytes]:
         return await routes.extend(request, reservation_id)
@@ -256,7 +223,7 @@ def reservation_handlers(service: Service, resource: Resource, replies: Replies)
         f"{base}/{{reservation_id:str}}",
         summary="Show a reservation",
         operation_class=operation(replies={200: ("The reservation.", ReservationView)}),
-        **described,
+        tags=tags,
     )
     async def show(reservation_id: FromPath[str]) -> Response[bytes]:
         return await routes.show(reservation_id)
@@ -266,7 +233,7 @@ def reservation_handlers(service: Service, resource: Resource, replies: Replies)
         status_code=200,
         summary="Confirm, for TCC-for-REST coordinators",
         operation_class=operation(replies={204: ("Confirmed.", None), **resting}),
-        **described,
+        tags=tags,
     )
     async def put_(request: Request[Any, Any, Any], reservation_id: FromPath[str]) -> Response[bytes]:
         return await routes.put(request, reservation_id)
@@ -276,11 +243,9 @@ def reservation_handlers(service: Service, resource: Resource, replies: Replies)
         status_code=200,
         summary="Cancel, for TCC-for-REST coordinators",
         operation_class=operation(replies={204: ("Cancelled.", None), **resting}),
-        **described,
+        tags=tags,
     )
     async def delete_(request: Request[Any, Any, Any], reservation_id: FromPath[str]) -> Response[bytes]:
         return await routes.delete(request, reservation_id)
 
     return [try_, confirm, cancel, extend, show, put_, delete_]
-
-

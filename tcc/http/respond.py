@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from litestar import Response
 
-from tcc.batch import Result
 from tcc.errors import Rejected, Unavailable
 from tcc.http.problems import MEDIA_TYPE
 from tcc.idempotency import Claim, Held, Reply
@@ -16,15 +15,18 @@ from tcc.service import Service
 
 T = TypeVar("T")
 
+Current = Callable[[Held], Awaitable[Reply | None]]
+"""The reply to a request that crashed, from what there is now of its subject; None while that isn't at rest."""
 
-def respond(reply: Reply, *, replayed: bool = False) -> Response[bytes]:
-    """A reply as it goes out."""
+
+def respond(reply: Reply, *, replayed: bool = False, retry: bool = False) -> Response[bytes]:
+    """A reply as it goes out: `replayed` where it is a stored one, `retry` where asking again soon is right."""
     headers = {}
     if reply.location:
         headers["Location"] = reply.location
     if replayed:
         headers["Idempotency-Replayed"] = "true"
-    if reply.status == 503:
+    if retry:
         headers["Retry-After"] = "1"
     return Response(
         reply.body,
@@ -39,11 +41,10 @@ async def replay(
     resource: str | None,
     claim: Claim,
     held: Held,
-    current: Callable[[Held], Awaitable[Reply | None]],
+    current: Current,
 ) -> Response[bytes]:
     """Answer a request whose key is held: with the reply that is stored, or what the first request came to.
 
-    A first request that crashed has no reply stored; `current` gives it from what there is now, once that is at rest.
     Raises `Rejected` (`idempotency_key_reused`) and `Unavailable` (`request_in_flight`).
     """
     if held.fingerprint != claim.fingerprint:
@@ -60,8 +61,3 @@ async def within(task: asyncio.Task[T], seconds: float) -> T | None:
     """The task's result, or None when it takes longer; it goes on then. Raises what it raised."""
     done, _ = await asyncio.wait({task}, timeout=seconds)
     return task.result() if done else None
-
-
-def first(result: Result) -> Any:
-    """The outcome of a group's only command."""
-    return result.outcomes[0]

@@ -6,51 +6,44 @@ import asyncio
 import base64
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 from litestar import Request, Response, get, post
 from litestar.params import FromPath
-from msgspec import Meta
 
 from tcc import reads
 from tcc.commands import Context, Outcome
 from tcc.coordinator import Transaction
 from tcc.errors import FieldError, Rejected, Unavailable
+from tcc.http.bodies import Extend, begin_type, branch_type, ttl_of
 from tcc.http.openapi import operation
-from tcc.http.problems import Problems
 from tcc.http.replies import Replies, TransactionBody, transaction_body
-from tcc.http.requests import claim_of, context_of, decode, idempotency_key, invalid_field, parse_id
-from tcc.http.reservations import ExtendBody, Reference, TtlSeconds, ttl_of
-from tcc.http.respond import first, replay, respond, within
-from tcc.idempotency import Claim, Held, Reply
+from tcc.http.requests import (
+    claim_of,
+    context_of,
+    expect_no_body,
+    header,
+    idempotency_key,
+    invalid_field,
+    parse_id,
+    read_body,
+    required_key,
+)
+from tcc.http.respond import Current, replay, respond, within
+from tcc.idempotency import Claim, Held, KeyRef, Reply
 from tcc.ids import new_id
 from tcc.machine import RESTING, Event, Reason, State
-from tcc.resource import Money
+from tcc.resource import Money, Resource
 from tcc.service import Service
 
 MAX_WAIT_SECONDS: Final = 30
 POLL_SECONDS: Final = 0.1
+MAX_LOG: Final = 2000
 MAX_PAGE: Final = 200
 
 _encode = msgspec.json.Encoder().encode
-
-
-class BranchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A resource, and what is claimed of it."""
-
-    resource: str
-    claim: msgspec.Raw
-
-
-class BeginRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is to be held together. `auto` confirms as soon as everything is held, `manual` waits to be told."""
-
-    branches: Annotated[list[BranchRequest], Meta(min_length=1, max_length=20)]
-    confirm: Literal["auto", "manual"] = "manual"
-    ttl_seconds: TtlSeconds | None = None
-    reference: Reference | None = None
 
 
 class TransactionPage(msgspec.Struct, frozen=True):
@@ -64,18 +57,21 @@ class Log(msgspec.Struct, frozen=True):
     """Every transition of a transaction and its branches, and every exchange with the outside, in order of time."""
 
     entries: list[reads.Entry]
+    truncated: bool
+    """Whether there is more than is shown: it was asked very often, most likely."""
 
 
-_decode_begin = msgspec.json.Decoder(BeginRequest)
-_decode_extend = msgspec.json.Decoder(ExtendBody)
-_PREFER_WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d+)(?:$|[,;\s])")
+_decode_extend = msgspec.json.Decoder(Extend)
+_NAMES_RESOURCE: Final = re.compile(r"branches\[\d+\]\.resource")
+_DECIMAL: Final = re.compile(r"[0-9]{1,9}")
+_PREFER_WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d{1,9})(?:$|[,;\s])")
 
 
 def wait_of(request: Request[Any, Any, Any], usual: float) -> float:
     """How long to wait: `?wait=seconds`, or `Prefer: wait=seconds` (RFC 7240), or the usual. Raises `Rejected`."""
     given = request.query_params.get("wait")
     if given is None:
-        preferred = _PREFER_WAIT.search(request.headers.get("prefer", ""))
+        preferred = _PREFER_WAIT.search(header(request, b"prefer") or "")
         return min(float(preferred.group(1)), MAX_WAIT_SECONDS) if preferred else usual
     try:
         seconds = float(given)
@@ -89,27 +85,24 @@ def wait_of(request: Request[Any, Any, Any], usual: float) -> float:
 class TransactionRoutes:
     """The handlers."""
 
-    def __init__(self, service: Service, replies: Replies, problems: Problems) -> None:
+    def __init__(self, service: Service, replies: Replies) -> None:
         self._service = service
         self._coordinator = service.coordinator
         self._replies = replies
-        self._problems = problems
-        self._decoders = {
-            resource.name: msgspec.json.Decoder(resource.claim) for resource in service.stores.resources.values()
-        }
+        self._resources = {branch_type(resource): resource for resource in service.stores.resources.values()}
+        self.body = begin_type(self._resources)
+        self._decoder = msgspec.json.Decoder(self.body)
 
     async def begin(self, request: Request[Any, Any, Any]) -> Response[bytes]:
         seconds = wait_of(request, self._service.settings.default_wait_seconds)
-        body = decode(await request.body(), _decode_begin)
-        key = idempotency_key(request, required=True)
-        branches, claims = self._claims(body)
-        self._check_amounts(claims)
-        ttl_seconds = ttl_of(body.ttl_seconds, self._service)
+        body = await self._read(request)
+        key = required_key(request)
+        branches = [(self._resources[type(branch)], branch.claim) for branch in body.branches]
+        _check(branches)
+        ttl_seconds = ttl_of(body.ttl_seconds, self._service.settings)
         context = context_of(request)
         id = new_id()
-        parts = (body.confirm.encode(), str(ttl_seconds).encode(), _encode(body.reference))
-        claim = claim_of(key, "transactions.begin", id, *parts, *(p for name, raw in branches for p in (name.encode(), raw)))
-        assert claim is not None
+        claim = claim_of(key, "transactions.begin", id, _encode(body))
 
         def reply(transaction: Transaction) -> Reply | None:
             return self._replies.begun(transaction, context.correlation_id)
@@ -117,7 +110,7 @@ class TransactionRoutes:
         begun = await self._coordinator.begin(
             context,
             id=id,
-            branches=[(name, msgspec.Raw(raw)) for name, raw in branches],
+            branches=[(resource.name, msgspec.Raw(_encode(asked))) for resource, asked in branches],
             confirm=body.confirm,
             ttl_seconds=ttl_seconds,
             reference=body.reference,
@@ -132,33 +125,16 @@ class TransactionRoutes:
             return respond(begun.result.reply)
         return await self._follow(context, begun.transaction, claim, reply, seconds)
 
-    def _claims(self, body: BeginRequest) -> tuple[list[tuple[str, bytes]], list[tuple[str, Any]]]:
-        """Every branch's claim, read and checked; and as it will be stored."""
-        raws, claims = [], []
-        for index, branch in enumerate(body.branches):
-            resource = self._service.stores.resources.get(branch.resource)
-            if resource is None:
-                detail = f"There is: {', '.join(sorted(self._decoders))}."
-                field = FieldError(f"branches[{index}].resource", "unknown_resource", detail)
-                raise Rejected("unknown_resource", f"branches[{index}].resource: {detail}", (field,))
-            prefix = f"branches[{index}].claim"
-            claim: Any = decode(bytes(branch.claim), self._decoders[branch.resource], prefix=prefix)
-            if errors := tuple(
-                FieldError(f"{prefix}.{error.field}", error.code, error.detail) for error in resource.check(claim)
-            ):
-                raise Rejected("invalid_request", f"{errors[0].field}: {errors[0].detail}", errors)
-            raws.append((branch.resource, _encode(claim)))
-            claims.append((branch.resource, claim))
-        return raws, claims
-
-    def _check_amounts(self, claims: Sequence[tuple[str, Any]]) -> None:
-        """What is charged must be what is owed, where a transaction has both."""
-        resources = self._service.stores.resources
-        owed = [money for name, claim in claims if (money := resources[name].owes(claim))]
-        charged = [money for name, claim in claims if (money := resources[name].charges(claim))]
-        if owed and charged and _totals(owed) != _totals(charged):
-            detail = f"Owed: {_said(owed)}. Charged: {_said(charged)}."
-            raise Rejected("amounts_differ", detail, (FieldError("branches", "amounts_differ", detail),))
+    async def _read(self, request: Request[Any, Any, Any]) -> Any:
+        try:
+            return await read_body(request, self._decoder)
+        except Rejected as error:
+            (wrong, *_) = error.errors
+            if not (_NAMES_RESOURCE.fullmatch(wrong.field) and wrong.detail.startswith("Invalid value")):
+                raise
+            detail = f"There is: {', '.join(sorted(self._service.stores.resources))}."
+            unknown = FieldError(wrong.field, "unknown_resource", detail)
+            raise Rejected("unknown_resource", f"{wrong.field}: {detail}", (unknown,)) from error
 
     async def _follow(
         self,
@@ -170,20 +146,37 @@ class TransactionRoutes:
     ) -> Response[bytes]:
         """Drive on, and answer when there is something final to say, or 202 when the time is over."""
         answers = claim.ref if claim else None
-        task = self._service.spawn(
-            self._coordinator.drive(context, transaction, answers=answers, reply=reply, patience_seconds=max(seconds, 1))
-        )
-        try:
-            transaction = await within(task, seconds) or transaction
-        except Unavailable:
-            # It is begun, and a sweep will go on with it: that is not the caller's trouble.
-            transaction = await self._coordinator.load(context.tenant_id, transaction.view.id)
-        final = reply(transaction) or self._replies.transaction(transaction, 202)
-        if answers and final.status == 202:
+        final = reply(transaction)
+        stored = False
+        if final is None:
+            transaction = await self._drive(context, transaction, answers, reply, seconds)
+            final = reply(transaction)
+            stored = final is not None
+        if final is None:
+            final = self._replies.transaction(transaction, 202)
+        if answers and not stored:
             final = await self._service.answer(None, answers, final)
         return respond(final)
 
-    def _current(self, context: Context, reply: Callable[[Transaction], Reply | None]) -> Any:
+    async def _drive(
+        self,
+        context: Context,
+        transaction: Transaction,
+        answers: KeyRef | None,
+        reply: Callable[[Transaction], Reply | None],
+        seconds: float,
+    ) -> Transaction:
+        """How far it has come in so many seconds; it goes on after them."""
+        work = self._coordinator.drive(
+            context, transaction, answers=answers, reply=reply, patience_seconds=max(seconds, 1)
+        )
+        try:
+            driven = await within(self._service.spawn(work), seconds)
+        except Unavailable:
+            driven = None  # it is begun, and a sweep will go on with it: that is not the caller's trouble
+        return driven or await self._coordinator.load(context.tenant_id, transaction.view.id, whole=False)
+
+    def _current(self, context: Context, reply: Callable[[Transaction], Reply | None]) -> Current:
         async def current(held: Held) -> Reply | None:
             return reply(await self._coordinator.load(context.tenant_id, held.subject_id))
 
@@ -193,21 +186,24 @@ class TransactionRoutes:
         id = parse_id(transaction_id)
         until = asyncio.get_running_loop().time() + wait_of(request, 0)
         tenant_id = context_of(request).tenant_id
-        transaction = await self._coordinator.load(tenant_id, id)
+        transaction = await self._coordinator.load(tenant_id, id, whole=False)
         while transaction.view.state in RESTING and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(POLL_SECONDS)
-            transaction = await self._coordinator.load(tenant_id, id)
+            transaction = await self._coordinator.load(tenant_id, id, whole=False)
         return respond(self._replies.transaction(transaction, 200))
 
     async def log(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
         tenant_id = context_of(request).tenant_id
-        transaction = await self._coordinator.load(tenant_id, parse_id(transaction_id))
+        transaction = await self._coordinator.load(tenant_id, parse_id(transaction_id), whole=False)
         subjects = [transaction.view.id, *(branch.plan.id for branch in transaction.branches)]
         pages = await asyncio.gather(
-            *(reads.journal(batcher.database, tenant_id, subjects) for batcher, _ in self._service.stores.distinct())
+            *(
+                reads.journal(batcher.database, tenant_id, subjects, limit=MAX_LOG)
+                for batcher, _ in self._service.stores.distinct()
+            )
         )
         entries = sorted((entry for page in pages for entry in page), key=lambda entry: entry.at)
-        return respond(Reply(200, _encode(Log(entries))))
+        return respond(Reply(200, _encode(Log(entries[:MAX_LOG], truncated=len(entries) >= MAX_LOG))))
 
     async def list_(self, request: Request[Any, Any, Any]) -> Response[bytes]:
         query = request.query_params
@@ -227,7 +223,7 @@ class TransactionRoutes:
             limit=limit + 1,
         )
         more = views[limit - 1].id if len(views) > limit else None
-        whole = await self._coordinator.complete(tenant_id, views[:limit])
+        whole = await self._coordinator.complete(tenant_id, views[:limit], whole=False)
         page = TransactionPage(
             [transaction_body(transaction) for transaction in whole],
             base64.urlsafe_b64encode(more.bytes).decode().rstrip("=") if more else None,
@@ -235,14 +231,16 @@ class TransactionRoutes:
         return respond(Reply(200, _encode(page)))
 
     async def confirm(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
+        await expect_no_body(request)
         return await self._decide(request, transaction_id, Event.CONFIRM)
 
     async def cancel(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
+        await expect_no_body(request)
         return await self._decide(request, transaction_id, Event.CANCEL, Reason.REQUESTED)
 
     async def extend(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
-        body = decode(await request.body(), _decode_extend)
-        ttl_seconds = ttl_of(body.ttl_seconds, self._service)
+        body = await read_body(request, _decode_extend)
+        ttl_seconds = ttl_of(body.ttl_seconds, self._service.settings)
         return await self._decide(request, transaction_id, Event.EXTEND, ttl_seconds=ttl_seconds)
 
     async def _decide(
@@ -256,8 +254,8 @@ class TransactionRoutes:
         id = parse_id(transaction_id)
         seconds = wait_of(request, self._service.settings.default_wait_seconds)
         context = context_of(request)
-        key = idempotency_key(request, required=False)
-        claim = claim_of(key, f"transactions.{event}", id, id.bytes, str(ttl_seconds).encode())
+        key = idempotency_key(request)
+        claim = claim_of(key, f"transactions.{event}", id, id.bytes, str(ttl_seconds).encode()) if key else None
 
         def render(outcomes: Sequence[Outcome[Any]]) -> Reply | None:
             return None if outcomes[0].ok else self._replies.refusal(outcomes[0], context.correlation_id)
@@ -271,15 +269,33 @@ class TransactionRoutes:
         )
         if result.held is not None and claim is not None:
             return await replay(self._service, None, claim, result.held, self._current(context, reply))
-        outcome: Outcome[Any] = first(result)
+        outcome: Outcome[Any] = result.outcomes[0]
         if not outcome.ok:
-            return respond(self._replies.refused(outcome, context.correlation_id))
+            return respond(
+                self._replies.refused(outcome, context.correlation_id), retry=self._replies.retryable(outcome)
+            )
         transaction = await self._coordinator.load(context.tenant_id, id)
         if event is Event.EXTEND:
             transaction = await self._coordinator.extend_branches(context, transaction, ttl_seconds or 0)
             final = self._replies.transaction(transaction, 200)
             return respond(await self._service.answer(None, claim.ref, final) if claim else final)
         return await self._follow(context, transaction, claim, reply, seconds)
+
+
+def _check(branches: Sequence[tuple[Resource, Any]]) -> None:
+    """What the types of claims can't say. What is charged must be what is owed, where a transaction has both."""
+    errors = tuple(
+        FieldError(f"branches[{index}].claim.{error.field}", error.code, error.detail)
+        for index, (resource, claim) in enumerate(branches)
+        for error in resource.check(claim)
+    )
+    if errors:
+        raise Rejected("invalid_request", f"{errors[0].field}: {errors[0].detail}", errors)
+    owed = [money for resource, claim in branches if (money := resource.owes(claim))]
+    charged = [money for resource, claim in branches if (money := resource.charges(claim))]
+    if owed and charged and _totals(owed) != _totals(charged):
+        detail = f"Owed: {_said(owed)}. Charged: {_said(charged)}."
+        raise Rejected("amounts_differ", detail, (FieldError("branches", "amounts_differ", detail),))
 
 
 def _totals(amounts: Sequence[Money]) -> dict[str, int]:
@@ -296,7 +312,7 @@ def _said(amounts: Sequence[Money]) -> str:
 def _limit(given: str | None) -> int:
     if given is None:
         return 50
-    if not given.isdecimal() or not 1 <= int(given) <= MAX_PAGE:
+    if not _DECIMAL.fullmatch(given) or not 1 <= int(given) <= MAX_PAGE:
         raise invalid_field("limit", "out_of_bounds", f"From 1 to {MAX_PAGE}.")
     return int(given)
 
@@ -305,14 +321,14 @@ def _cursor(given: str | None) -> UUID | None:
     if given is None:
         return None
     try:
-        return UUID(bytes=base64.urlsafe_b64decode(given + "=="))
+        return UUID(bytes=base64.b64decode(given + "==", altchars=b"-_", validate=True))
     except ValueError:
         raise invalid_field("cursor", "invalid_value", "Pass on the `next_cursor` of the page before.") from None
 
 
-def transaction_handlers(service: Service, replies: Replies, problems: Problems) -> list[Any]:
+def transaction_handlers(service: Service, replies: Replies) -> list[Any]:
     """Litestar handlers for transactions."""
-    routes = TransactionRoutes(service, replies, problems)
+    routes = TransactionRoutes(service, replies)
     base = "/v1/transactions"
     one = f"{base}/{{transaction_id:str}}"
     tags = ["transactions"]
@@ -325,7 +341,7 @@ def transaction_handlers(service: Service, replies: Replies, problems: Problems)
         status_code=201,
         summary="Begin: hold several resources together",
         operation_class=operation(
-            body=BeginRequest,
+            body=routes.body,
             replies={201: ("Confirmed (auto), or everything is held (manual).", TransactionBody), **processing},
             problems={409: "A branch was refused: nothing is held.", 422: "Something in a claim is wrong."},
             keyed=True,
@@ -400,7 +416,7 @@ def transaction_handlers(service: Service, replies: Replies, problems: Problems)
         status_code=200,
         summary="Extend: hold all branches longer",
         operation_class=operation(
-            body=ExtendBody, replies={200: ("Extended.", TransactionBody)}, problems=contradicts, keyed=False
+            body=Extend, replies={200: ("Extended.", TransactionBody)}, problems=contradicts, keyed=False
         ),
         tags=tags,
     )

@@ -133,7 +133,9 @@ def test_a_part_that_ends_while_starting_stops_everything(tmp_path: Path, progra
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_tcc_dev_ends_cleanly_on_a_signal(tmp_path: Path, programs: Path, ending: signal.Signals) -> None:
     process = _run_dev(tmp_path, programs)
-    output = _read_until(process, "tcc is up.")
+    output = _read_until(process, "tcc-worker check")
+    assert "tcc is up." in output
+    assert "TCC_GATEWAY_URL=http://127.0.0.1:" in output.splitlines()[-1], "or the gateway would not be checked"
     process.send_signal(ending)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0

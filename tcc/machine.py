@@ -137,61 +137,45 @@ def _everywhere(event: Event, *states: State) -> tuple[Transition, ...]:
     return tuple(Transition(event, state, state) for state in states)
 
 
-_OPEN_AFTER_DECISION = (State.CONFIRMING, State.CANCELLING)
+_DECIDED: Final = (State.CONFIRMING, State.CANCELLING)
+
+_COMMON: Final = (
+    Transition(Event.TRY_SUCCEEDED, State.TRYING, State.TRIED),
+    Transition(Event.CONFIRM, State.TRIED, State.CONFIRMING, Guard.LIVE),
+    Transition(Event.CONFIRM_SUCCEEDED, State.CONFIRMING, State.CONFIRMED),
+    Transition(Event.CANCEL, State.TRYING, State.CANCELLING),
+    Transition(Event.CANCEL, State.TRIED, State.CANCELLING),
+    Transition(Event.CANCEL_SUCCEEDED, State.CANCELLING, State.CANCELLED),
+    Transition(Event.EXPIRE, State.TRYING, State.CANCELLING, Guard.EXPIRED),
+    Transition(Event.EXPIRE, State.TRIED, State.CANCELLING, Guard.EXPIRED),
+    Transition(Event.EXTEND, State.TRIED, State.TRIED, Guard.LIVE),
+    *_everywhere(Event.POSTPONE, State.TRYING, *_DECIDED),
+    *_everywhere(Event.RETRY, State.TRYING, *_DECIDED),
+)
+_COMMON_SATISFIED: Final = {
+    Event.TRY_SUCCEEDED: frozenset({State.TRIED, State.CONFIRMING, State.CONFIRMED}),
+    Event.CONFIRM: frozenset({State.CONFIRMING, State.CONFIRMED}),
+    Event.CONFIRM_SUCCEEDED: frozenset({State.CONFIRMED}),
+    Event.CANCEL: frozenset({State.CANCELLING, State.CANCELLED}),
+    Event.CANCEL_SUCCEEDED: frozenset({State.CANCELLED}),
+    Event.EXPIRE: frozenset({State.CANCELLING, State.CANCELLED}),
+}
 
 RESERVATION: Final = Machine(
     name="reservation",
-    transitions=(
-        Transition(Event.TRY_SUCCEEDED, State.TRYING, State.TRIED),
-        Transition(Event.TRY_REFUSED, State.TRYING, State.REFUSED),
-        Transition(Event.CONFIRM, State.TRIED, State.CONFIRMING, Guard.LIVE),
-        Transition(Event.CONFIRM_SUCCEEDED, State.CONFIRMING, State.CONFIRMED),
-        Transition(Event.CANCEL, State.TRYING, State.CANCELLING),
-        Transition(Event.CANCEL, State.TRIED, State.CANCELLING),
-        Transition(Event.CANCEL_SUCCEEDED, State.CANCELLING, State.CANCELLED),
-        Transition(Event.EXPIRE, State.TRYING, State.CANCELLING, Guard.EXPIRED),
-        Transition(Event.EXPIRE, State.TRIED, State.CANCELLING, Guard.EXPIRED),
-        Transition(Event.EXTEND, State.TRIED, State.TRIED, Guard.LIVE),
-        *_everywhere(Event.POSTPONE, State.TRYING, *_OPEN_AFTER_DECISION),
-        *_everywhere(Event.RETRY, State.TRYING, *_OPEN_AFTER_DECISION),
-    ),
+    transitions=(*_COMMON, Transition(Event.TRY_REFUSED, State.TRYING, State.REFUSED)),
     satisfied={
-        Event.TRY_SUCCEEDED: frozenset({State.TRIED, State.CONFIRMING, State.CONFIRMED}),
+        **_COMMON_SATISFIED,
         Event.TRY_REFUSED: frozenset({State.REFUSED}),
-        Event.CONFIRM: frozenset({State.CONFIRMING, State.CONFIRMED}),
-        Event.CONFIRM_SUCCEEDED: frozenset({State.CONFIRMED}),
         Event.CANCEL: frozenset({State.CANCELLING, State.CANCELLED, State.REFUSED}),
-        Event.CANCEL_SUCCEEDED: frozenset({State.CANCELLED}),
-        Event.EXPIRE: frozenset({State.CANCELLING, State.CANCELLED}),
     },
 )
 """A reservation: one Try on one resource, and its fate."""
 
 TRANSACTION: Final = Machine(
     name="transaction",
-    transitions=(
-        Transition(Event.TRY_SUCCEEDED, State.TRYING, State.TRIED),
-        Transition(Event.COMMIT, State.TRYING, State.CONFIRMING, Guard.LIVE),
-        Transition(Event.COMMIT, State.TRIED, State.CONFIRMING, Guard.LIVE),
-        Transition(Event.CONFIRM, State.TRIED, State.CONFIRMING, Guard.LIVE),
-        Transition(Event.CONFIRM_SUCCEEDED, State.CONFIRMING, State.CONFIRMED),
-        Transition(Event.CANCEL, State.TRYING, State.CANCELLING),
-        Transition(Event.CANCEL, State.TRIED, State.CANCELLING),
-        Transition(Event.CANCEL_SUCCEEDED, State.CANCELLING, State.CANCELLED),
-        Transition(Event.EXPIRE, State.TRYING, State.CANCELLING, Guard.EXPIRED),
-        Transition(Event.EXPIRE, State.TRIED, State.CANCELLING, Guard.EXPIRED),
-        Transition(Event.EXTEND, State.TRIED, State.TRIED, Guard.LIVE),
-        *_everywhere(Event.POSTPONE, State.TRYING, *_OPEN_AFTER_DECISION),
-        *_everywhere(Event.RETRY, State.TRYING, *_OPEN_AFTER_DECISION),
-    ),
-    satisfied={
-        Event.TRY_SUCCEEDED: frozenset({State.TRIED, State.CONFIRMING, State.CONFIRMED}),
-        Event.COMMIT: frozenset({State.CONFIRMING, State.CONFIRMED}),
-        Event.CONFIRM: frozenset({State.CONFIRMING, State.CONFIRMED}),
-        Event.CONFIRM_SUCCEEDED: frozenset({State.CONFIRMED}),
-        Event.CANCEL: frozenset({State.CANCELLING, State.CANCELLED}),
-        Event.CANCEL_SUCCEEDED: frozenset({State.CANCELLED}),
-        Event.EXPIRE: frozenset({State.CANCELLING, State.CANCELLED}),
-    },
+    transitions=(*_COMMON, Transition(Event.COMMIT, State.TRYING, State.CONFIRMING, Guard.LIVE)),
+    satisfied={**_COMMON_SATISFIED, Event.COMMIT: frozenset({State.CONFIRMING, State.CONFIRMED})},
 )
-"""A transaction. COMMIT, CANCEL and EXPIRE are the decision: one guarded UPDATE, after which nothing turns back."""
+"""A transaction. COMMIT, CONFIRM, CANCEL and EXPIRE are the decision: one guarded UPDATE, after which nothing turns
+back."""

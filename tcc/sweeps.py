@@ -33,7 +33,8 @@ from tcc.sql import RESERVATION_VIEW
 log = structlog.get_logger(__name__)
 
 CONCURRENCY: Final = 32
-"""How many transactions, or questions to the outside, one sweep has under way at once."""
+"""How many transactions, or questions to the outside, one sweep has under way at once. A worker's sweeps take no more
+than that, so that none waits for its turn while its lease runs out."""
 
 PAGE: Final = 500
 """How many reservations are looked up at once, in comparing with the outside."""
@@ -81,10 +82,17 @@ class Sweeper:
         self._actor = actor
         self._lease_seconds = service.settings.lease_seconds
 
-    async def reservations(self, limit: int) -> int:
-        """Give back single reservations that were abandoned, and ask again for those that rest. How many were due."""
-        taken = await self._everywhere(lambda batcher, resources: self._reservations_of(batcher, resources, limit))
-        return sum(taken)
+    async def reservations(self, limit: int, *, external: bool | None = None) -> int:
+        """Give back single reservations that were abandoned, and ask again for those that rest. How many were due.
+
+        `external`: only those of resources that have an outside, or only the others.
+        """
+
+        async def of(batcher: Batcher, resources: Sequence[Resource]) -> int:
+            chosen = [resource for resource in resources if external in (None, resource.external)]
+            return await self._reservations_of(batcher, chosen, limit)
+
+        return sum(await self._everywhere(of))
 
     async def _reservations_of(self, batcher: Batcher, resources: Sequence[Resource], limit: int) -> int:
         if not resources:

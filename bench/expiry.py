@@ -44,7 +44,7 @@ async def measure(url: str, tries: int, skus: int, batch_size: int) -> float:
     """Seconds from the first sweep to the last try given back. Raises AssertionError if stock is still held."""
     environment = os.environ | {"TCC_DATABASE_URL": url, "TCC_GATEWAY_URL": "instant:"}
     database = Database(url)
-    await migrate(database, RESOURCES)
+    await migrate(database, RESOURCES, RESOURCES)
     async with database.reads.begin() as connection:
         await connection.execute(_ABANDONED, {"tries": tries, "skus": skus})
         await connection.execute(_SHELVES, {"skus": skus, "each": tries // skus})

@@ -16,7 +16,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tcc import idempotency, transactions
 from tcc.commands import DONE, Begin, Command, Move, MoveTransaction, Outcome, Try
 from tcc.db import Database, Failure, failure_of
-from tcc.errors import OutcomeUnknown, Overloaded, TccError
+from tcc.errors import OutcomeUnknown, Overloaded, TccError, Unavailable
 from tcc.idempotency import Claim, Held, KeyRef, Reply
 from tcc.machine import TERMINAL
 from tcc.metrics import Metrics
@@ -46,7 +46,8 @@ ATTEMPTS: Final = 6
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """Commands that are applied in order, in one transaction; one that fails stops those behind it.
+    """Commands that are applied in order, in one transaction; one that fails stops those behind it, other than those
+    next to it that the same statement takes.
 
     `claim` is the idempotency key that the request came with: if somebody holds it already, nothing is applied.
     `render` makes the reply that is stored, in the same transaction, under `claim` or `answers`.
@@ -113,24 +114,42 @@ class Statements:
 class _Running:
     """A group on its way through a batch."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, statements: Statements) -> None:
         self.group = group
+        self.ranks = [statements.rank(command) for command in group.commands]
         self.outcomes: list[Outcome[Any]] = []
+        """Of the commands that are behind us."""
         self.held: Held | None = None
         self.stopped = not group.commands
+        self._run: dict[int, Outcome[Any] | None] = {}
+        """Of the commands that are applied together now, those that were answered `again` without an outcome."""
 
     @property
-    def head(self) -> Command:
-        return self.group.commands[len(self.outcomes)]
+    def left(self) -> Sequence[tuple[int, bool]]:
+        return self.ranks[len(self.outcomes) :]
 
-    @property
-    def left(self) -> Sequence[Command]:
-        return self.group.commands[len(self.outcomes) :]
+    def next(self) -> list[int]:
+        """The indexes of the commands to apply now: all in a row that one statement can take."""
+        if not self._run:
+            start = len(self.outcomes)
+            rows = set()
+            for index in range(start, len(self.ranks)):
+                row = self.group.commands[index].id
+                if self.ranks[index] != self.ranks[start] or row in rows:
+                    break
+                rows.add(row)
+                self._run[index] = None
+        return [index for index, outcome in self._run.items() if outcome is None]
 
-    def take(self, outcome: Outcome[Any]) -> None:
-        if outcome.code != AGAIN:
-            self.outcomes.append(outcome)
-            self.stopped = not outcome.ok or len(self.outcomes) == len(self.group.commands)
+    def take(self, index: int, outcome: Outcome[Any]) -> None:
+        if outcome.code == AGAIN:
+            return
+        self._run[index] = outcome
+        done = [found for found in self._run.values() if found is not None]
+        if len(done) == len(self._run):
+            self.outcomes += done
+            self.stopped = len(self.outcomes) == len(self.ranks) or not all(found.ok for found in done)
+            self._run = {}
 
 
 async def apply_groups(connection: AsyncConnection, groups: Sequence[Group], statements: Statements) -> list[Result]:
@@ -138,7 +157,7 @@ async def apply_groups(connection: AsyncConnection, groups: Sequence[Group], sta
 
     Statement after statement, each for all groups that have come to it (see `_next_rank`).
     """
-    running = [_Running(group) for group in groups]
+    running = [_Running(group, statements) for group in groups]
     claiming = [r for r in running if r.group.claim]
     if claiming:
         held = await idempotency.claim(connection, [r.group.claim for r in claiming if r.group.claim])
@@ -148,12 +167,16 @@ async def apply_groups(connection: AsyncConnection, groups: Sequence[Group], sta
     late = [c for r in running if not r.stopped for c in r.group.commands[1:] if isinstance(c, MoveTransaction)]
     if late:
         await transactions.lock(connection, [(c.tenant_id, c.id) for c in late])
+    bound = 3 * sum(len(group.commands) for group in groups) + 10
     while active := [r for r in running if not r.stopped]:
-        rank = _next_rank([[statements.rank(command) for command in r.left] for r in active])
-        chosen = [r for r in active if statements.rank(r.head) == rank]
-        outcomes = await statements.apply(connection, [r.head for r in chosen])
-        for r, outcome in zip(chosen, outcomes, strict=True):
-            r.take(outcome)
+        rank = _next_rank([r.left for r in active])
+        chosen = [(r, index) for r in active if r.left[0] == rank for index in r.next()]
+        outcomes = await statements.apply(connection, [r.group.commands[index] for r, index in chosen])
+        for (r, index), outcome in zip(chosen, outcomes, strict=True):
+            r.take(index, outcome)
+        bound -= 1
+        if bound < 0:
+            raise RuntimeError("a command was answered `again` without end")
     return await _answer(connection, running)
 
 
@@ -274,19 +297,8 @@ class Lane:
             except Exception as error:  # noqa: BLE001 - classified, and either tried again or told
                 failure = failure_of(error)
                 self._metrics.batch_failures.labels(failure.name.lower()).inc()
-                if failure is Failure.POISON:
-                    if len(taken) == 1:
-                        log.error(
-                            "poisonous_group",
-                            lane=self._name,
-                            commands=[(type(c).__name__, str(c.id)) for c in taken[0][0].commands],
-                            error=_kind(error),
-                        )
-                        self._fail(taken, TccError("internal_error"))
-                    else:
-                        middle = len(taken) // 2
-                        await self._settle(taken[:middle])
-                        await self._settle(taken[middle:])
+                if failure in (Failure.POISON, Failure.BLOCKED):
+                    await self._isolate(taken, failure, error)
                     return
                 log.warning(
                     "batch_retried",
@@ -297,6 +309,9 @@ class Lane:
                 )
                 if attempt == ATTEMPTS:
                     self._fail(taken, OutcomeUnknown())
+                    if failure is Failure.LOST:  # those behind would wait as long, each in turn, for the same
+                        self._fail(self._waiting, Unavailable("database_unavailable"))
+                        self._waiting.clear()
                     return
                 await asyncio.sleep(random.uniform(0.01, 0.05) * 2**attempt if failure is Failure.LOST else 0)
             else:
@@ -307,6 +322,21 @@ class Lane:
                     if not future.done():
                         future.set_result(result)
                 return
+
+    async def _isolate(
+        self, taken: Sequence[tuple[Group, asyncio.Future[Result]]], failure: Failure, error: Exception
+    ) -> None:
+        """Halve what the server refuses, until what it refuses stands alone."""
+        if len(taken) > 1:
+            middle = len(taken) // 2
+            await self._settle(taken[:middle])
+            await self._settle(taken[middle:])
+        elif failure is Failure.BLOCKED:
+            self._fail(taken, Unavailable("database_unavailable", "What this needs is locked by somebody."))
+        else:
+            commands = [(type(command).__name__, str(command.id)) for command in taken[0][0].commands]
+            log.error("poisonous_group", lane=self._name, commands=commands, error=_kind(error))
+            self._fail(taken, TccError("internal_error"))
 
     def _count(self, group: Group, result: Result) -> None:
         """Tell the metrics what became of tries and of transactions, now that it is committed."""
@@ -345,7 +375,7 @@ class Lane:
         except Exception as error:  # noqa: BLE001 - it is gone either way
             log.info("connection_not_closed", database=self._database.name, error=str(error)[:200])
 
-    def _fail(self, taken: Sequence[tuple[Group, asyncio.Future[Result]]], error: BaseException) -> None:
+    def _fail(self, taken: Iterable[tuple[Group, asyncio.Future[Result]]], error: BaseException) -> None:
         for _, future in taken:
             if not future.done():
                 future.set_exception(error)

@@ -84,7 +84,7 @@ async def findings(
     for batcher, resources in service.stores.distinct():
         for invariant in (*_PROTOCOL, *(i for resource in resources for i in resource.invariants)):
             bound = {k: v for k, v in parameters.items() if f":{k}" in invariant.sql}
-            rows = await batcher.database.read(text(invariant.sql), bound)
+            rows = await batcher.database.survey(text(invariant.sql), bound)
             found = [Finding(invariant.name, row.subject, row.detail) for row in rows]
             yield f"{invariant.name} {invariant.promise} ({batcher.database.name})", found
     yield "I3 All branches of a transaction end alike.", await _unlike(service, tenant_id, recent)

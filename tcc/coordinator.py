@@ -34,7 +34,7 @@ from tcc.commands import (
 from tcc.errors import Rejected, Unavailable
 from tcc.idempotency import Claim, KeyRef, Reply
 from tcc.ids import new_id
-from tcc.machine import Event, Reason, State
+from tcc.machine import TERMINAL, Event, Reason, State
 from tcc.protocols.tcc import (
     AskBranch,
     Branch,
@@ -103,6 +103,7 @@ class Coordinator:
         self._asking = asking
         self._settings = settings
         self._wake = wake
+        self._order = {name: index for index, name in enumerate(stores.resources)}
 
     async def begin(
         self,
@@ -251,7 +252,7 @@ class Coordinator:
             doable = [step for step in steps if not isinstance(step, (AskBranch, Park))]
             if not asks and not doable:
                 if not blocked:
-                    return transaction
+                    return await self._final(context.tenant_id, transaction)
                 seconds = min(move.retry_seconds or 0 for move in blocked.values())
                 attention = next((move.attention for move in blocked.values() if move.attention), None)
                 patient = not attention and asyncio.get_running_loop().time() + seconds < until
@@ -270,6 +271,13 @@ class Coordinator:
             blocked |= {index: move for index, move in answered.items() if move.event is Event.POSTPONE}
         log.error("drive_gave_up", transaction_id=str(transaction.view.id), state=transaction.view.state)
         return transaction
+
+    async def _final(self, tenant_id: str, transaction: Transaction) -> Transaction:
+        """The transaction to show at the end: read again where somebody else came first, and knows more than we do."""
+        state = transaction.view.state
+        if state not in TERMINAL or all(b.state in (state, State.REFUSED) for b in transaction.branches):
+            return transaction
+        return await self.load(tenant_id, transaction.view.id, whole=False)
 
     async def _round(
         self,
@@ -334,6 +342,7 @@ class Coordinator:
         while steps:
             if any(isinstance(step, (AskBranch, Park)) for step in steps):
                 return run or ([] if place else list(steps))
+            steps = sorted(steps, key=self._rank)
             places = {self._place(step) for step in steps}
             if place is not None and places != {place}:
                 return run
@@ -356,6 +365,10 @@ class Coordinator:
                 for i, b in enumerate(branches)
             ),
         )
+
+    def _rank(self, step: Step) -> int:
+        """Where a step stands in the order of locks, so that the same statement takes those of one resource."""
+        return self._order[step.branch.resource] if isinstance(step, (TryBranch, MoveBranch)) else -1
 
     def _place(self, step: Step) -> Batcher:
         """The batcher of the database whose rows a step changes."""

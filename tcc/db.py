@@ -53,11 +53,14 @@ class Failure(Enum):
     """Lost against another transaction; nothing was done; the same again will do."""
     LOST = auto()
     """The connection, or the server's willingness, is gone; what was under way is unknown."""
+    BLOCKED = auto()
+    """Somebody held a lock for too long; nothing was done."""
     POISON = auto()
     """The server won't do this, whoever asks."""
 
 
-_CONFLICTS: Final = frozenset({"40001", "40P01", "55P03"})
+_CONFLICTS: Final = frozenset({"40001", "40P01"})
+_LOCK_TIMEOUT: Final = "55P03"
 _LOST_CLASSES: Final = ("08", "53", "57", "58")
 _LOST_CODES: Final = frozenset({"25006", "25P03", "XX000"})
 
@@ -68,6 +71,8 @@ def failure_of(error: BaseException) -> Failure:
         state = str(getattr(error.orig, "sqlstate", None) or "")
         if state in _CONFLICTS:
             return Failure.CONFLICT
+        if state == _LOCK_TIMEOUT:
+            return Failure.BLOCKED
         if error.connection_invalidated or state.startswith(_LOST_CLASSES) or state in _LOST_CODES or not state:
             return Failure.LOST
         return Failure.POISON
@@ -84,6 +89,18 @@ async def fetch(connection: AsyncConnection, statement: TextClause, parameters: 
 def _set_local(settings: Mapping[str, str]) -> TextClause:
     """The statement that makes settings hold for one transaction."""
     return text("SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items()))
+
+
+@asynccontextmanager
+async def _telling(name: str) -> AsyncIterator[None]:
+    """Say `Unavailable` where the database is away."""
+    try:
+        yield
+    except Exception as error:
+        if failure_of(error) is Failure.POISON:
+            raise
+        log.warning("database_unavailable", database=name, error=str(error)[:300])
+        raise Unavailable("database_unavailable", f"{name} can't be reached now.") from error
 
 
 class Database:
@@ -112,10 +129,17 @@ class Database:
         self.reads = self._engine(_LIMITS, pool_size=4, max_overflow=4)
         self.batches = self._engine(_LIMITS | _BATCH_PLANS, pool_size=4, max_overflow=0)
 
-    def _engine(self, settings: dict[str, str], *, pool_size: int, max_overflow: int) -> AsyncEngine:
+    def _engine(
+        self,
+        settings: dict[str, str],
+        *,
+        pool_size: int,
+        max_overflow: int,
+        command_timeout: float | None = _COMMAND_TIMEOUT_SECONDS,
+    ) -> AsyncEngine:
         arguments: dict[str, Any] = {
             "timeout": 5,
-            "command_timeout": _COMMAND_TIMEOUT_SECONDS,
+            "command_timeout": command_timeout,
             "prepared_statement_name_func": lambda: f"tcc_{uuid4().hex}",
         }
         if self._pooler:
@@ -145,21 +169,24 @@ class Database:
 
         Raises `Unavailable` (`database_unavailable`) when the database is away.
         """
-        try:
-            async with self.reads.begin() as connection:
-                if self._told_reads is not None:
-                    await connection.execute(self._told_reads)
-                yield connection
-        except Exception as error:
-            if failure_of(error) is Failure.POISON:
-                raise
-            log.warning("database_unavailable", database=self.name, error=str(error)[:300])
-            raise Unavailable("database_unavailable", f"{self.name} can't be reached now.") from error
+        async with _telling(self.name), self.reads.begin() as connection:
+            if self._told_reads is not None:
+                await connection.execute(self._told_reads)
+            yield connection
 
     async def read(self, statement: Any, parameters: dict[str, Any] | None = None) -> list[Row[Any]]:
         """Run a query that changes nothing, and take all its rows. Raises `Unavailable` when the database is away."""
         async with self.transaction() as connection:
             return list((await connection.execute(statement, parameters or {})).fetchall())
+
+    async def survey(self, statement: TextClause, parameters: dict[str, Any]) -> list[Row[Any]]:
+        """Run a query over whole tables, without a time limit. Raises `Unavailable` when the database is away."""
+        engine = self._engine(_LIMITS | {"statement_timeout": "0"}, pool_size=1, max_overflow=0, command_timeout=None)
+        try:
+            async with _telling(self.name), engine.connect() as connection:
+                return await fetch(connection, statement, parameters)
+        finally:
+            await engine.dispose()
 
     async def close(self) -> None:
         await self.reads.dispose()

@@ -19,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tcc.db import fetch
+from tcc.ids import new_id
 
 MAX_KEY_LENGTH: Final = 255
 
@@ -33,11 +34,13 @@ class KeyRef(msgspec.Struct, frozen=True, order=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A key that a request comes with. `subject_id` is what the request is about to create or change."""
+    """A key that a request comes with. `subject_id` is what the request is about to create or change; `token` is this
+    very request's."""
 
     ref: KeyRef
     fingerprint: bytes
     subject_id: UUID
+    token: UUID = msgspec.field(default_factory=new_id)
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -53,6 +56,7 @@ class Held(msgspec.Struct, frozen=True):
 
     fingerprint: bytes
     subject_id: UUID
+    token: UUID
     reply: Reply | None
 
 
@@ -69,11 +73,11 @@ _CLAIM = text(
     """
 WITH cmd AS MATERIALIZED (
   SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:callers AS text[]), CAST(:operations AS text[]),
-    CAST(:keys AS text[]), CAST(:fingerprints AS bytea[]), CAST(:subjects AS uuid[]))
-    WITH ORDINALITY AS c(tenant_id, caller, operation, key, fingerprint, subject_id, ord)),
+    CAST(:keys AS text[]), CAST(:fingerprints AS bytea[]), CAST(:subjects AS uuid[]), CAST(:tokens AS uuid[]))
+    WITH ORDINALITY AS c(tenant_id, caller, operation, key, fingerprint, subject_id, token, ord)),
 claimed AS (
-  INSERT INTO idempotency_keys (tenant_id, caller, operation, key, fingerprint, subject_id, created_at)
-  SELECT tenant_id, caller, operation, key, fingerprint, subject_id, clock_timestamp() FROM cmd
+  INSERT INTO idempotency_keys (tenant_id, caller, operation, key, fingerprint, subject_id, token, created_at)
+  SELECT tenant_id, caller, operation, key, fingerprint, subject_id, token, clock_timestamp() FROM cmd
   ORDER BY tenant_id, caller, operation, key
   ON CONFLICT DO NOTHING
   RETURNING tenant_id, caller, operation, key)
@@ -82,7 +86,7 @@ SELECT c.ord FROM cmd c JOIN claimed k USING (tenant_id, caller, operation, key)
 
 _LOOK = text(
     """
-SELECT c.ord, k.fingerprint, k.subject_id, k.status, k.body, k.location
+SELECT c.ord, k.fingerprint, k.subject_id, k.token, k.status, k.body, k.location
 FROM unnest(CAST(:tenants AS text[]), CAST(:callers AS text[]), CAST(:operations AS text[]), CAST(:keys AS text[]))
   WITH ORDINALITY AS c(tenant_id, caller, operation, key, ord)
 JOIN idempotency_keys k USING (tenant_id, caller, operation, key)"""
@@ -134,6 +138,7 @@ async def claim(connection: AsyncConnection, claims: Sequence[Claim]) -> list[He
     columns = _columns([claim.ref for claim in claims])
     columns["fingerprints"] = [claim.fingerprint for claim in claims]
     columns["subjects"] = [claim.subject_id for claim in claims]
+    columns["tokens"] = [claim.token for claim in claims]
     ours = {row.ord for row in await fetch(connection, _CLAIM, columns)}
     if len(ours) == len(claims):
         return [None] * len(claims)
@@ -141,8 +146,10 @@ async def claim(connection: AsyncConnection, claims: Sequence[Claim]) -> list[He
     held = await look(connection, [claims[n - 1].ref for n in others])
     result: list[Held | None] = [None] * len(claims)
     for n, found in zip(others, held, strict=True):
-        mine = found is None or (found.reply is None and found.subject_id == claims[n - 1].subject_id)
-        result[n - 1] = None if mine else found
+        # One that is gone was released or purged just now: whoever is first takes it.
+        holder = found or (await claim(connection, [claims[n - 1]]))[0]
+        mine = holder is not None and holder.reply is None and holder.token == claims[n - 1].token
+        result[n - 1] = None if mine else holder
     return result
 
 
@@ -151,7 +158,7 @@ async def look(connection: AsyncConnection, refs: Sequence[KeyRef]) -> list[Held
     found: list[Held | None] = [None] * len(refs)
     for row in await fetch(connection, _LOOK, _columns(refs)):
         reply = None if row.status is None else Reply(row.status, bytes(row.body), row.location)
-        found[row.ord - 1] = Held(bytes(row.fingerprint), row.subject_id, reply)
+        found[row.ord - 1] = Held(bytes(row.fingerprint), row.subject_id, row.token, reply)
     return found
 
 

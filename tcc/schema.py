@@ -26,14 +26,14 @@ class SchemaMismatch(Exception):
     """The database's schema isn't the one this version of the code works with. Says what to do."""
 
 
-def _config(resources: Sequence[Resource]) -> Config:
+def _config(known: Sequence[Resource]) -> Config:
     here = Path(__file__).parent / "migrations"
     config = Config()
     config.set_main_option("script_location", str(here))
     config.set_main_option("path_separator", "os")
     folders = [
         str(here / "versions"),
-        *(resource.migrations for resource in resources if resource.migrations),
+        *(resource.migrations for resource in known if resource.migrations),
     ]
     config.set_main_option("version_locations", os.pathsep.join(folders))
     return config
@@ -43,11 +43,14 @@ def _labels(resources: Sequence[Resource]) -> list[str]:
     return ["tcc", *(resource.name for resource in resources if resource.migrations)]
 
 
-async def migrate(database: Database, resources: Sequence[Resource]) -> list[str]:
-    """Bring a database up to date. Returns the revisions it has now."""
+async def migrate(database: Database, resources: Sequence[Resource], known: Sequence[Resource]) -> list[str]:
+    """Bring a database up to date for the resources that live in it. Returns the revisions it has now.
+
+    `known`: all resources there are; one of them may have lived in it before.
+    """
 
     def run(connection: Connection) -> list[str]:
-        config = _config(resources)
+        config = _config(known)
         config.attributes["connection"] = connection
         connection.execute(text("SET lock_timeout = 0"))
         connection.execute(text("SET statement_timeout = 0"))
@@ -79,13 +82,16 @@ def _refuse_newer(name: str, config: Config, connection: Connection) -> None:
         )
 
 
-async def check_schema(database: Database, resources: Sequence[Resource], *, newer_will_do: bool = False) -> None:
-    """Raise `SchemaMismatch` unless the database is where this code expects it.
+async def check_schema(
+    database: Database, resources: Sequence[Resource], known: Sequence[Resource], *, newer_will_do: bool = False
+) -> None:
+    """Raise `SchemaMismatch` unless the database is where this code expects it, for the resources that live in it.
 
+    `known`: all resources there are; one of them may have lived in it before.
     `newer_will_do`: for a process that runs already. Migrations only add, so that one that was begun on the schema
     before goes on while the next version is rolled out.
     """
-    config = _config(resources)
+    config = _config(known)
     script = ScriptDirectory.from_config(config)
     wanted = {script.get_revision(f"{label}@head").revision for label in _labels(resources)}
 
@@ -96,6 +102,6 @@ async def check_schema(database: Database, resources: Sequence[Resource], *, new
 
     async with database.reads.connect() as connection:
         present = await connection.run_sync(run)
-    known = {revision.revision for revision in script.walk_revisions("base", "heads")}
-    if not wanted <= present and not (newer_will_do and present - known):
+    ours = {revision.revision for revision in script.walk_revisions("base", "heads")}
+    if not wanted <= present and not (newer_will_do and present - ours):
         raise SchemaMismatch(f"The schema of {database.name} is not up to date: run `tcc migrate` first.")

@@ -156,8 +156,8 @@ def _judged(machine: Machine, columns: str, table: str, resource: str | None) ->
         "clock AS MATERIALIZED (SELECT clock_timestamp() AS now, count(*) AS locked FROM locked)",
         f"""judged AS MATERIALIZED (
   SELECT l.*, k.now, m.target, {owner} AS owned,
-    CASE m.guard WHEN 'live' THEN {decided_elsewhere}l.expires_at > k.now
-                 WHEN 'expired' THEN l.expires_at <= k.now ELSE true END AS in_time,
+    CASE m.guard WHEN 'live' THEN {decided_elsewhere}LEAST(l.expires_at, l.cap, l.expires_cap) > k.now
+                 WHEN 'expired' THEN LEAST(l.expires_at, l.cap, l.expires_cap) <= k.now ELSE true END AS in_time,
     LEAST(CASE WHEN l.ttl_seconds IS NULL THEN l.expires_at
                ELSE GREATEST(l.expires_at, k.now + make_interval(secs => l.ttl_seconds)) END,
           COALESCE(l.cap, l.expires_cap)) AS until
@@ -166,27 +166,33 @@ def _judged(machine: Machine, columns: str, table: str, resource: str | None) ->
 
 
 def _moved_rows(table: str, assignments: str) -> str:
-    """The one UPDATE that moves a state, guarded by the state it comes from."""
+    """The one UPDATE that moves a state. Its guard is `j.target`, which the machine has given for the state of the row
+    as it is now that we hold its lock. To compare `r.state` again would compare the row as it was before we waited.
+    """
     of_resource = " AND r.resource = j.resource" if table == "reservations" else ""
     return f"""moved_rows AS (
   UPDATE {table} r SET {_SET},
     {assignments}
   FROM judged j
-  WHERE r.id = j.id{of_resource} AND r.tenant_id = j.tenant_id AND r.state = j.state
+  WHERE r.id = j.id{of_resource} AND r.tenant_id = j.tenant_id
     AND j.target IS NOT NULL AND j.in_time AND j.owned
   RETURNING j.ord, j.event, j.state AS source, j.attempts AS attempt, j.said_reason, j.said_detail, j.said_attention,
     j.said_correlation_id, j.actor, j.entry_id, j.exchanges, j.now, r.*)"""
 
 
 def _journaled(resource: str, transaction: str) -> str:
-    """A row for whatever moved; and for what was exchanged with the outside, though nothing moved."""
+    """A row for whatever moved; and for what was exchanged with the outside, though nothing moved.
+
+    A command that is applied again, since nobody heard of its commit, has its row already.
+    """
     of = f"""x.tenant_id, x.id, x.entry_id, {transaction}, {resource}, x.now, x.event, %s, x.state, x.said_reason,
     x.said_correlation_id, x.actor, %s, x.exchanges, COALESCE(x.said_detail, to_jsonb(x.said_attention))"""
     return f"""journaled AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
     correlation_id, actor, attempt, exchanges, detail)
   SELECT {of % ("x.source", "x.attempt")} FROM moved_rows x
-  UNION ALL SELECT {of % ("x.state", "x.attempts")} FROM {_UNMOVED} AND x.exchanges IS NOT NULL)"""
+  UNION ALL SELECT {of % ("x.state", "x.attempts")} FROM {_UNMOVED} AND x.exchanges IS NOT NULL
+  ON CONFLICT DO NOTHING)"""
 
 
 _UNMOVED: Final = "judged x WHERE x.ord NOT IN (SELECT m.ord FROM moved_rows m)"

@@ -51,7 +51,11 @@ async def _each(
 
 async def check_databases(settings: Settings, resources: Sequence[Resource], environment: Mapping[str, str]) -> None:
     """Raise `CannotStart` unless every database can be reached and has the right schema."""
-    await _each(settings, resources, environment, check_schema)
+
+    async def work(database: Database, here: list[Resource]) -> None:
+        await check_schema(database, here, resources)
+
+    await _each(settings, resources, environment, work)
 
 
 async def check_outsides(settings: Settings, resources: Sequence[Resource], environment: Mapping[str, str]) -> None:
@@ -71,7 +75,7 @@ async def migrate_databases(
     """Bring every database up to date, and tell. Raises `CannotStart`."""
 
     async def work(database: Database, here: list[Resource]) -> None:
-        revisions = await migrate(database, here)
+        revisions = await migrate(database, here, resources)
         say(f"{database.name} is at {', '.join(revisions)}")
 
     await _each(settings, resources, environment, work)

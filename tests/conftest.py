@@ -59,7 +59,7 @@ async def new_database(server: PostgresServer) -> str:
         if TEMPLATE not in names:
             await connection.execute(text(f"CREATE DATABASE {TEMPLATE}"))
             template = Database(server.url(TEMPLATE), application="tests")
-            await migrate(template, RESOURCES)
+            await migrate(template, RESOURCES, RESOURCES)
             await template.close()
         name = f"tcc_{os.getpid()}_{next(_numbers)}"
         await connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}"))

@@ -1,12 +1,21 @@
 """Stock: soft locks on units of a SKU at a location."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from resources.inventory.api import handlers
 from resources.inventory.claims import InventoryClaim, check
 from resources.inventory.effects import EFFECTS
 from tcc.errors import Blame, Kind
 from tcc.resource import Invariant, Resource
+
+
+def handlers(service: Any) -> Sequence[Any]:
+    """The management routes, imported when the API asks for them: workers load no web framework."""
+    from resources.inventory import api  # noqa: PLC0415
+
+    return api.handlers(service)
+
 
 RESOURCE = Resource(
     name="inventory",

@@ -16,8 +16,10 @@ _LINES = """ROWS FROM (jsonb_to_recordset({claim} -> 'lines') AS (sku text, loca
 EFFECTS = Effects(
     decide=f"""
 lines AS MATERIALIZED (
-  SELECT f.ord, f.tenant_id, x.sku, COALESCE(x.location, 'default') AS location, x.quantity, x.line - 1 AS line
-  FROM fresh f CROSS JOIN LATERAL {_LINES.format(claim="f.claim")}),
+  SELECT f.ord, f.tenant_id, x.sku, COALESCE(x.location, 'default') AS location, sum(x.quantity) AS quantity,
+    min(x.line) - 1 AS line
+  FROM fresh f CROSS JOIN LATERAL {_LINES.format(claim="f.claim")}
+  GROUP BY 1, 2, 3, 4),
 shelf AS MATERIALIZED (
   SELECT i.tenant_id, i.sku, i.location, i.available FROM inventory_items i
   WHERE (i.sku, i.location, i.tenant_id) IN (SELECT l.sku, l.location, l.tenant_id FROM lines l)

@@ -1,11 +1,20 @@
 """Orders: pending until everything they depend on is held, then confirmed or cancelled."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from resources.orders.api import handlers
 from resources.orders.claims import OrderClaim, check, total
 from resources.orders.effects import EFFECTS
 from tcc.resource import Invariant, Resource
+
+
+def handlers(service: Any) -> Sequence[Any]:
+    """The management routes, imported when the API asks for them: workers load no web framework."""
+    from resources.orders import api  # noqa: PLC0415
+
+    return api.handlers(service)
+
 
 RESOURCE = Resource(
     name="orders",

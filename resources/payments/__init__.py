@@ -1,13 +1,22 @@
 """Payments: a card is authorised on Try, captured on Confirm, and the authorisation voided on Cancel."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from resources.payments.api import handlers
 from resources.payments.claims import PaymentClaim, charge, check
 from resources.payments.effects import EFFECTS
 from resources.payments.external import connect
 from tcc.errors import Blame, Kind
 from tcc.resource import Invariant, Resource
+
+
+def handlers(service: Any) -> Sequence[Any]:
+    """The management routes, imported when the API asks for them: workers load no web framework."""
+    from resources.payments import api  # noqa: PLC0415
+
+    return api.handlers(service)
+
 
 RESOURCE = Resource(
     name="payments",

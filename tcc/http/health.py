@@ -83,10 +83,12 @@ def health_handlers(service: Service) -> list[Any]:
         operation_class=operation(replies={200: ("It can.", Ready), 503: ("It can't.", Ready)}),
     )
     async def readyz() -> Response[bytes]:
+        known = list(service.stores.resources.values())
+
         async def look(batcher: Batcher, resources: Any) -> tuple[str, str]:
             try:
                 async with asyncio.timeout(READY_SECONDS):
-                    await check_schema(batcher.database, resources, newer_will_do=True)
+                    await check_schema(batcher.database, resources, known, newer_will_do=True)
             except SchemaMismatch as error:
                 return batcher.database.name, str(error)
             except Exception as error:  # noqa: BLE001 - whatever it is: not ready, and this is why

@@ -63,7 +63,7 @@ async def service(
     await connection.close()
     await admin.close()
     database = Database(postgres.url(name), application="tests")
-    assert "seats_0001" in await migrate(database, registered)
+    assert "seats_0001" in await migrate(database, registered, registered)
     await database.close()
     given = environment | {"TCC_DATABASE_URL": postgres.url(name)}
     opened = open_service(Settings.from_environment(given), registered, given, application="tcc-test")

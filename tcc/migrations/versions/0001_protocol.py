@@ -81,6 +81,7 @@ CREATE TABLE idempotency_keys (
   key text NOT NULL,
   fingerprint bytea NOT NULL,
   subject_id uuid NOT NULL,
+  token uuid NOT NULL,
   status int,
   body bytea,
   location text,

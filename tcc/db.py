@@ -117,8 +117,9 @@ class Database:
             raise SettingsError(
                 "A database URL can't be read: write it as postgresql://user:password@host:5432/name."
             ) from error
-        if parsed.drivername in ("postgres", "postgresql"):
-            parsed = parsed.set(drivername="postgresql+asyncpg")
+        if parsed.drivername.partition("+")[0] not in ("postgres", "postgresql"):
+            raise SettingsError(f"A database URL names {parsed.drivername}, and only PostgreSQL will do.")
+        parsed = parsed.set(drivername="postgresql+asyncpg")
         self.name = f"{parsed.host or 'local'}:{parsed.port or 5432}/{parsed.database}"
         self.url = parsed
         self._application = application

@@ -33,6 +33,7 @@ _TRANSACTIONS = text(
 SELECT {TRANSACTION_VIEW} FROM transactions
 WHERE tenant_id = :tenant_id AND (CAST(:state AS text) IS NULL OR state = :state)
   AND (CAST(:attention AS boolean) IS NULL OR (attention IS NOT NULL) = :attention)
+  AND (CAST(:reference AS text) IS NULL OR reference = :reference)
   AND (CAST(:before AS uuid) IS NULL OR id < :before)
 ORDER BY id DESC LIMIT :limit"""
 )
@@ -83,6 +84,7 @@ async def transactions(
     *,
     state: str | None,
     attention: bool | None,
+    reference: str | None = None,
     before: UUID | None,
     limit: int,
 ) -> list[TransactionView]:
@@ -91,6 +93,7 @@ async def transactions(
         "tenant_id": tenant_id,
         "state": state,
         "attention": attention,
+        "reference": reference,
         "before": before,
         "limit": limit,
     }

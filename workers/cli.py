@@ -127,18 +127,19 @@ def main() -> None:
 
 
 @main.command()
-def run() -> None:
+@click.option("--metrics-port", type=int, help="Where Prometheus finds this worker's metrics; nowhere if not given.")
+def run(metrics_port: int | None) -> None:
     """Run a worker until SIGTERM or Ctrl-C, which let it finish what is under way.
 
     Any number of workers may run at once. Redis may be away: it only wakes workers early.
 
     \b
     Example:
-      TCC_DATABASE_URL=postgresql://tcc@db/tcc TCC_REDIS_URL=redis://cache/0 tcc-worker run
+      TCC_DATABASE_URL=postgresql://tcc@db/tcc TCC_REDIS_URL=redis://cache/0 tcc-worker run --metrics-port 9100
     """
     from workers.run import WorkerProcess
 
-    _run(lambda service: WorkerProcess(service).run(), quiet=False)
+    _run(lambda service: WorkerProcess(service, metrics_port=metrics_port).run(), quiet=False)
 
 
 @main.command()

@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 import structlog
 from arq import create_pool
 from arq.worker import Worker, func
+from prometheus_client import start_http_server
 
 from tcc.service import Service
 from tcc.sweeps import CONCURRENCY, Sweeper
@@ -38,7 +39,11 @@ ACTOR: Final = "worker"
 class WorkerProcess:
     """Everything that one worker does until it is told to stop."""
 
-    def __init__(self, service: Service, *, finish_seconds: float = FINISH_SECONDS) -> None:
+    def __init__(
+        self, service: Service, *, finish_seconds: float = FINISH_SECONDS, metrics_port: int | None = None
+    ) -> None:
+        """`metrics_port`: where Prometheus finds what this process counts, if anywhere."""
+        self._metrics_port = metrics_port
         self._service = service
         self._settings = service.settings
         self._sweeper = Sweeper(service, ACTOR)
@@ -54,6 +59,8 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        if self._metrics_port is not None:
+            start_http_server(self._metrics_port, registry=self._service.metrics.registry)
         await self.work()
 
     async def work(self) -> None:

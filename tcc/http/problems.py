@@ -42,7 +42,7 @@ STATUSES: Final[Mapping[str, int]] = {
 _REFUSALS: Final = {Blame.REQUEST: 422, Blame.STATE: 409, Blame.PAYER: 402}
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """The body of an error reply."""
 
     type: str
@@ -52,9 +52,9 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     code: str
     retryable: bool
     correlation_id: str
-    errors: Any = ()
+    errors: Any
     """`FieldError`s, one per line or field; a resource may add what it found, such as what is available."""
-    transaction_id: UUID | None = None
+    transaction_id: UUID | msgspec.UnsetType = msgspec.UNSET
 
 
 class Problems:
@@ -75,7 +75,7 @@ class Problems:
         *,
         detail: str | None = None,
         errors: Any = (),
-        transaction_id: UUID | None = None,
+        transaction_id: UUID | msgspec.UnsetType = msgspec.UNSET,
     ) -> Problem:
         """The problem for a code; its detail is the code's title where nothing better is known."""
         kind = self.kinds[code]

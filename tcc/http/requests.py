@@ -76,6 +76,8 @@ async def expect_no_body(request: Request[Any, Any, Any]) -> None:
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """JSON as its type. Raises `Rejected`, naming the field."""
+    if not body:
+        raise invalid_field("body", "missing_body", "The body is empty. Send JSON.")
     escapes = b"\\u00" in body
     if has_card_number(body) or (escapes and has_card_number(_ESCAPED.sub(_unescaped, body))):
         raise card_number_refused(_field_with(body, _looks_like_card))

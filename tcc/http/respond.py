@@ -26,7 +26,7 @@ def respond(reply: Reply, *, replayed: bool = False, retry: bool = False) -> Res
         headers["Location"] = reply.location
     if replayed:
         headers["Idempotency-Replayed"] = "true"
-    if retry:
+    if retry or reply.status == 202:
         headers["Retry-After"] = "1"
     return Response(
         reply.body,

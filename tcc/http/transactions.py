@@ -219,6 +219,7 @@ class TransactionRoutes:
             tenant_id,
             state=state,
             attention=None if attention is None else attention == "true",
+            reference=query.get("reference"),
             before=_cursor(query.get("cursor")),
             limit=limit + 1,
         )
@@ -360,6 +361,7 @@ def transaction_handlers(service: Service, replies: Replies) -> list[Any]:
             query={
                 "state": ("Only those in this state.", State),
                 "attention": ("Only those that do (or don't) wait for a person.", bool),
+                "reference": ("Only those with this reference.", str),
                 "cursor": ("`next_cursor` of the page before.", str),
                 "limit": ("How many, up to 200; 50 if not said.", int),
             },

@@ -70,9 +70,7 @@ async def test_the_audit_log_is_told_what_was_asked_and_answered(gateway: Gatewa
 @pytest.mark.parametrize(
     ("method", "code"), [("tok_declined", "card_declined"), ("tok_nonsense", "unknown_payment_method")]
 )
-async def test_a_decline_is_final_and_can_be_found(
-    gateway: Gateway, reference: str, method: str, code: str
-) -> None:
+async def test_a_decline_is_final_and_can_be_found(gateway: Gateway, reference: str, method: str, code: str) -> None:
     reply = await authorise(gateway, reference, method)
 
     assert (reply.outcome, reply.code, reply.permanent) == (Outcome.DECLINED, code, True)
@@ -239,9 +237,7 @@ async def test_what_is_not_captured_cannot_be_refunded(gateway: Gateway, referen
 
 
 @pytest.mark.parametrize("operation", ["capture", "void", "refund"])
-async def test_nothing_can_be_done_to_what_is_not_there(
-    gateway: Gateway, reference: str, operation: str
-) -> None:
+async def test_nothing_can_be_done_to_what_is_not_there(gateway: Gateway, reference: str, operation: str) -> None:
     calls: dict[str, Callable[[], Awaitable[Reply]]] = {
         "capture": lambda: gateway.capture(authorisation_id="no such one?", amount=1, key=reference),
         "void": lambda: gateway.void(authorisation_id="no such one?", key=reference),
@@ -260,9 +256,7 @@ async def test_a_reference_never_used_is_not_found(gateway: Gateway, reference: 
     assert found.authorisation is None
 
 
-async def test_all_that_changed_is_listed_page_by_page_in_order_of_change(
-    gateway: Gateway, reference: str
-) -> None:
+async def test_all_that_changed_is_listed_page_by_page_in_order_of_change(gateway: Gateway, reference: str) -> None:
     await authorised(gateway, f"{reference}-before")
     since = datetime.now(UTC)
     ids = [await authorised(gateway, f"{reference}-{number}") for number in range(5)]

@@ -95,9 +95,7 @@ def test_a_conflict_with_what_we_wanted_anyway_is_success(
 @pytest.mark.parametrize("status", [429, 409, 503])
 def test_an_unknown_outcome_says_when_to_ask_again(status: int) -> None:
     body = b'{"code":"request_in_flight"}'
-    reply = read_reply(
-        status=status, body=body, retry_after="7", request={"operation": "void"}, duration_seconds=0.1
-    )
+    reply = read_reply(status=status, body=body, retry_after="7", request={"operation": "void"}, duration_seconds=0.1)
 
     assert reply.outcome is Outcome.UNKNOWN
     assert reply.retry_after_seconds == 7.0

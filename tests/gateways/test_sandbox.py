@@ -139,9 +139,7 @@ async def test_the_first_reply_of_every_operation_is_lost_and_a_repeat_gets_it(
     for replies in (lost, heard):
         replies.append(await gateway.refund(authorisation_id=id_, amount=1, key=f"{reference}/refund"))
 
-    assert [(reply.outcome, reply.status, reply.code) for reply in lost] == [
-        (Outcome.UNKNOWN, status, code)
-    ] * 3
+    assert [(reply.outcome, reply.status, reply.code) for reply in lost] == [(Outcome.UNKNOWN, status, code)] * 3
     assert [reply.outcome for reply in heard] == [Outcome.SUCCEEDED] * 3
     account = shared_sandbox.account(reference)
     assert account["effects"] == {"authorise": 1, "capture": 1, "void": 0, "refund": 1}
@@ -239,10 +237,7 @@ async def test_fifty_captures_with_as_many_keys_take_the_money_once(
 ) -> None:
     id_ = await authorised(gateway, reference, "tok_ok")
     await asyncio.gather(
-        *(
-            gateway.capture(authorisation_id=id_, amount=AMOUNT, key=f"{reference}/{number}")
-            for number in range(50)
-        )
+        *(gateway.capture(authorisation_id=id_, amount=AMOUNT, key=f"{reference}/{number}") for number in range(50))
     )
 
     account = shared_sandbox.account(reference)
@@ -411,8 +406,7 @@ def test_a_second_sandbox_on_the_same_port_or_directory_says_what_to_do(
 ) -> None:
     command = mortal_sandbox.command()
     elsewhere = [
-        f"--data={tmp_path_factory.mktemp('other')}" if part.startswith("--data=") else part
-        for part in command
+        f"--data={tmp_path_factory.mktemp('other')}" if part.startswith("--data=") else part for part in command
     ]
     other_port = ["--port=0" if part.startswith("--port=") else part for part in command]
 

@@ -70,6 +70,9 @@ CREATE TABLE transactions (
   CHECK ((attention IS NULL) = (attention_since IS NULL))
 ) WITH (fillfactor = 70)"""
     )
+    op.execute(
+        "CREATE INDEX transactions_reference ON transactions (tenant_id, reference, id) WHERE reference IS NOT NULL"
+    )
     op.execute("CREATE INDEX transactions_due ON transactions (due_at) WHERE due_at IS NOT NULL")
     op.execute("CREATE INDEX transactions_attention ON transactions (attention_since) WHERE attention IS NOT NULL")
     op.execute(

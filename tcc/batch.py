@@ -155,7 +155,7 @@ class _Running:
 async def apply_groups(connection: AsyncConnection, groups: Sequence[Group], statements: Statements) -> list[Result]:
     """Apply groups in the transaction that `connection` is in; the caller commits.
 
-    Statement after statement, each for all groups that have come to it (see `_next_rank`).
+    Statement after statement, each for all groups that have come to it (see `next_rank`).
     """
     running = [_Running(group, statements) for group in groups]
     claiming = [r for r in running if r.group.claim]
@@ -169,7 +169,7 @@ async def apply_groups(connection: AsyncConnection, groups: Sequence[Group], sta
         await transactions.lock(connection, [(c.tenant_id, c.id) for c in late])
     bound = 3 * sum(len(group.commands) for group in groups) + 10
     while active := [r for r in running if not r.stopped]:
-        rank = _next_rank([r.left for r in active])
+        rank = next_rank([r.left for r in active])
         chosen = [(r, index) for r in active if r.left[0] == rank for index in r.next()]
         outcomes = await statements.apply(connection, [r.group.commands[index] for r, index in chosen])
         for (r, index), outcome in zip(chosen, outcomes, strict=True):
@@ -180,7 +180,7 @@ async def apply_groups(connection: AsyncConnection, groups: Sequence[Group], sta
     return await _answer(connection, running)
 
 
-def _next_rank(left: Sequence[Sequence[tuple[int, bool]]]) -> tuple[int, bool]:
+def next_rank(left: Sequence[Sequence[tuple[int, bool]]]) -> tuple[int, bool]:
     """Which statement comes next, given the ranks of the commands that are left in each group.
 
     One that some group will come to later waits for that group, so that each statement is run once, and locks its

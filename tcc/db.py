@@ -113,7 +113,7 @@ class Database:
         """
         try:
             parsed = make_url(url)
-        except ArgumentError as error:
+        except (ArgumentError, ValueError) as error:
             raise SettingsError(
                 "A database URL can't be read: write it as postgresql://user:password@host:5432/name."
             ) from error

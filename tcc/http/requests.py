@@ -77,7 +77,7 @@ async def expect_no_body(request: Request[Any, Any, Any]) -> None:
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """JSON as its type. Raises `Rejected`, naming the field."""
     if not body:
-        raise invalid_field("body", "missing_body", "The body is empty. Send JSON.")
+        raise _malformed("The body is empty. Send JSON.")
     escapes = b"\\u00" in body
     if has_card_number(body) or (escapes and has_card_number(_ESCAPED.sub(_unescaped, body))):
         raise card_number_refused(_field_with(body, _looks_like_card))
@@ -89,10 +89,14 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         detail = {RecursionError: "It is nested too deeply.", UnicodeDecodeError: "It is not UTF-8."}.get(
             type(error), f"{error}."
         )
-        raise Rejected("malformed_json", detail, (FieldError("body", "malformed_json", detail),)) from error
+        raise _malformed(detail) from error
     if escapes and _NUL.search(body):
         raise invalid_field(_field_with(body, _has_nul), "nul_character", "Leave out the character NUL.")
     return value
+
+
+def _malformed(detail: str) -> Rejected:
+    return Rejected("malformed_json", detail, (FieldError("body", "malformed_json", detail),))
 
 
 def _unescaped(escape: re.Match[bytes]) -> bytes:

@@ -13,10 +13,11 @@ a database on it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -387,7 +388,8 @@ def _kind(error: BaseException) -> str:
 
 
 class Batcher:
-    """The lanes of one database. Tries have one of their own, so that decisions don't queue behind them."""
+    """The lanes of one database. Tries have two of their own: one is prepared while the other waits for PostgreSQL, and
+    decisions don't queue behind them."""
 
     def __init__(
         self,
@@ -401,19 +403,20 @@ class Batcher:
     ) -> None:
         statements = Statements(resources, lease_seconds=lease_seconds)
         self.database = database
-        self._lanes: Mapping[bool, Lane] = {
-            tries: Lane("try" if tries else "move", database, statements, metrics, batch=batch, queue=queue)
-            for tries in (True, False)
-        }
+        self._lanes = [
+            Lane(name, database, statements, metrics, batch=batch, queue=queue) for name in ("try 1", "try 2", "move")
+        ]
+        *tries, self._moves = self._lanes
+        self._tries = itertools.cycle(tries)
 
     async def submit(self, group: Group) -> Result:
         """Apply a group of commands, together with everybody else's.
 
         Raises `Overloaded` when the queue is full, `OutcomeUnknown` when the database went away.
         """
-        return await self._lanes[group.tries()].submit(group)
+        return await (next(self._tries) if group.tries() else self._moves).submit(group)
 
     async def close(self) -> None:
         """Finish what was accepted, then stop."""
-        for lane in self._lanes.values():
+        for lane in self._lanes:
             await lane.close()

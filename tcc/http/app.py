@@ -14,12 +14,13 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import ScalarRenderPlugin
 
 from tcc.errors import FieldError, TccError
+from tcc.http.direct import Direct
 from tcc.http.edge import Edge
 from tcc.http.health import health_handlers
 from tcc.http.problems import MEDIA_TYPE, Problem, Problems, retry_after
 from tcc.http.replies import Replies
-from tcc.http.reservations import reservation_handlers
-from tcc.http.transactions import transaction_handlers
+from tcc.http.reservations import ReservationRoutes, reservation_handlers, try_path
+from tcc.http.transactions import BEGIN_PATH, TransactionRoutes, transaction_handlers
 from tcc.service import Service
 
 log = structlog.get_logger(__name__)
@@ -91,11 +92,17 @@ def build_app(service: Service, version: str, max_body_bytes: int, *, owns_servi
         log.error("request_failed", correlation_id=correlation_id, path=request.scope["path"], exc_info=error)
         return answer(problems.of("internal_error", correlation_id))
 
+    def on_error(call: Any, error: Exception) -> Response[bytes]:
+        return on_ours(call, error) if isinstance(error, TccError) else on_anything(call, error)
+
+    transactions = TransactionRoutes(service, replies)
+    reservations = [(ReservationRoutes(service, resource, replies), resource) for resource in resources]
+    direct = {try_path(resource): routes.try_ for routes, resource in reservations} | {BEGIN_PATH: transactions.begin}
     application = Litestar(
         route_handlers=[
             *health_handlers(service),
-            *transaction_handlers(service, replies),
-            *(handler for resource in resources for handler in reservation_handlers(service, resource, replies)),
+            *transaction_handlers(transactions),
+            *(handler for routes, resource in reservations for handler in reservation_handlers(routes, resource)),
             *(handler for resource in resources for handler in resource.handlers(service)),
         ],
         exception_handlers={TccError: on_ours, HTTPException: on_http, Exception: on_anything},
@@ -109,7 +116,7 @@ def build_app(service: Service, version: str, max_body_bytes: int, *, owns_servi
         ),
         logging_config=None,
     )
-    return Edge(application, problems)
+    return Edge(application, problems, Direct(direct, on_error, max_body_bytes))
 
 
 def correlation_of(request: Request[Any, Any, Any]) -> str:

@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from tcc.http.cards import has_card_number
+from tcc.http.direct import Direct
 from tcc.http.problems import MEDIA_TYPE, Problems
 from tcc.http.requests import card_number_refused, correlation
 
@@ -24,8 +25,9 @@ _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 class Edge:
     """Wraps the application. Puts `correlation_id` and `headers` into the request's state, and the id into replies."""
 
-    def __init__(self, application: Any, problems: Problems) -> None:
+    def __init__(self, application: Any, problems: Problems, direct: Direct) -> None:
         self._application = application
+        self._direct = direct
         self._problems = problems
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -51,6 +53,8 @@ class Edge:
             path = "(refused)"
             problem = self._problems.of_error(card_number_refused("path"), correlation_id)
             await _send(sending, problem.status, msgspec.json.encode(problem))
+        elif handler := self._direct.handler(scope):
+            await self._direct.answer(handler, scope, receive, sending)
         else:
             await self._application(scope, receive, sending)
         if path not in _QUIET:

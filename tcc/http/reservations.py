@@ -167,10 +167,14 @@ def _bare(response: Response[bytes]) -> Response[bytes]:
     return Response(b"", status_code=204, headers=response.headers)
 
 
-def reservation_handlers(service: Service, resource: Resource, replies: Replies) -> list[Any]:
+def try_path(resource: Resource) -> str:
+    """Where a Try is posted to."""
+    return f"/v1/{resource.name}/reservations"
+
+
+def reservation_handlers(routes: ReservationRoutes, resource: Resource) -> list[Any]:
     """Litestar handlers for a resource's reservations."""
-    routes = ReservationRoutes(service, resource, replies)
-    base = f"/v1/{resource.name}/reservations"
+    base = try_path(resource)
     tags = [resource.name]
     resting = {202: ("The outside is still being asked.", ReservationView)}
 

@@ -327,10 +327,12 @@ def _cursor(given: str | None) -> UUID | None:
         raise invalid_field("cursor", "invalid_value", "Pass on the `next_cursor` of the page before.") from None
 
 
-def transaction_handlers(service: Service, replies: Replies) -> list[Any]:
+BEGIN_PATH: Final = "/v1/transactions"
+
+
+def transaction_handlers(routes: TransactionRoutes) -> list[Any]:
     """Litestar handlers for transactions."""
-    routes = TransactionRoutes(service, replies)
-    base = "/v1/transactions"
+    base = BEGIN_PATH
     one = f"{base}/{{transaction_id:str}}"
     tags = ["transactions"]
     wait = {"wait": ("Seconds to wait for the end, up to 30; or the header `Prefer: wait=seconds`.", float)}

@@ -1,0 +1,95 @@
+"""The two requests that carry nearly all of the load, answered without the framework's request cycle.
+
+A Try and a Begin are routes of the application like any other: it describes them in OpenAPI, and would answer them the
+same way. But a framework's cycle of routing, arguments and response objects costs about as much as the reservation
+itself (`make bench-quick` measures it), so the edge hands these straight to their handlers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
+from typing import Any
+from urllib.parse import parse_qsl
+
+from litestar import Response
+
+from tcc.errors import FieldError, Rejected
+
+
+class Gone(Exception):
+    """The client went away before its request was complete."""
+
+
+class Call:
+    """What our handlers use of a request."""
+
+    def __init__(self, scope: Any, receive: Any, max_body_bytes: int) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._max_body_bytes = max_body_bytes
+
+    @cached_property
+    def query_params(self) -> Mapping[str, str]:
+        """The query, the last value of each name."""
+        return dict(parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True))
+
+    async def body(self) -> bytes:
+        """The whole body. Raises `Rejected` (`body_too_large`), and `Gone`."""
+        length = self.scope["state"]["headers"].get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._max_body_bytes:
+            raise _too_large()
+        body = b""
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            body += message.get("body", b"")
+            if len(body) > self._max_body_bytes:
+                raise _too_large()
+            if not message.get("more_body"):
+                return body
+
+
+def _too_large() -> Rejected:
+    detail = "The body is larger than the service accepts."
+    return Rejected("body_too_large", detail, (FieldError("body", "body_too_large", detail),))
+
+
+Handler = Callable[[Any], Awaitable[Response[bytes]]]
+
+
+class Direct:
+    """Handlers of POST by path, and what to answer when they raise."""
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        on_error: Callable[[Any, Exception], Response[bytes]],
+        max_body_bytes: int,
+    ) -> None:
+        self._handlers = handlers
+        self._on_error = on_error
+        self._max_body_bytes = max_body_bytes
+
+    def handler(self, scope: Any) -> Handler | None:
+        """The handler of a request, if it is one of ours."""
+        return self._handlers.get(scope["path"]) if scope["method"] == "POST" else None
+
+    async def answer(self, handler: Handler, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request, whatever comes of it."""
+        call = Call(scope, receive, self._max_body_bytes)
+        try:
+            response = await handler(call)
+        except Gone:
+            return
+        except Exception as error:  # noqa: BLE001 - every error is answered, and logged where it is ours
+            response = self._on_error(call, error)
+        body: bytes = response.content
+        headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()
+        ]
+        headers.append((b"content-type", str(response.media_type).encode()))
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

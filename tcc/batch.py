@@ -13,11 +13,10 @@ a database on it.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -41,6 +40,9 @@ Render = Callable[[Sequence[Outcome[Any]]], Reply | None]
 
 FORGET: Final = Reply(0, b"")
 """What `Render` returns to forget the key: nothing came of the request, and it may be mended and sent again."""
+
+TRY_RUNNERS: Final = 2
+"""Batches of tries at a time: one is worked on here while the other waits for PostgreSQL."""
 
 ATTEMPTS: Final = 6
 """How often a batch is tried again after conflicts or lost connections before its callers are told."""
@@ -218,7 +220,7 @@ async def _answer(connection: AsyncConnection, running: Sequence[_Running]) -> l
 
 
 class Lane:
-    """One queue, one connection, one batch at a time."""
+    """One queue, and as many batches at a time as it has runners, each with a connection of its own."""
 
     def __init__(
         self,
@@ -229,6 +231,7 @@ class Lane:
         *,
         batch: int,
         queue: int,
+        runners: int,
     ) -> None:
         self._name = name
         self._database = database
@@ -239,8 +242,8 @@ class Lane:
         self._waiting: deque[tuple[Group, asyncio.Future[Result]]] = deque()
         self._arrived = asyncio.Event()
         self._closing = False
-        self._connection: AsyncConnection | None = None
-        self._task = asyncio.create_task(self._run(), name=f"lane {name} of {database.name}")
+        self._connections: list[AsyncConnection | None] = [None] * runners
+        self._tasks = [asyncio.create_task(self._run(n), name=f"{name} {n} of {database.name}") for n in range(runners)]
 
     async def submit(self, group: Group) -> Result:
         """Queue a group, and wait until it is committed. Cancelling the caller doesn't undo it."""
@@ -255,9 +258,9 @@ class Lane:
         """Finish what was accepted, then stop."""
         self._closing = True
         self._arrived.set()
-        await self._task
+        await asyncio.gather(*self._tasks)
 
-    async def _run(self) -> None:
+    async def _run(self, runner: int) -> None:
         while True:
             if not self._waiting:
                 if self._closing:
@@ -267,11 +270,11 @@ class Lane:
                 continue
             taken = self._take()
             try:
-                await self._settle(taken)
+                await self._settle(taken, runner)
             except Exception as error:  # a lane that dies would hang everybody: tell these, and go on
                 log.exception("batch_failed", lane=self._name, database=self._database.name)
                 self._fail(taken, error)
-        await self._drop()
+        await self._drop(runner)
 
     def _take(self) -> list[tuple[Group, asyncio.Future[Result]]]:
         """The next groups, in order, no two of which touch the same row."""
@@ -289,17 +292,17 @@ class Lane:
         self._waiting.extendleft(reversed(passed))
         return taken
 
-    async def _settle(self, taken: Sequence[tuple[Group, asyncio.Future[Result]]]) -> None:
+    async def _settle(self, taken: Sequence[tuple[Group, asyncio.Future[Result]]], runner: int) -> None:
         """Apply and commit groups, and answer them; in halves where the server refuses the whole."""
         for attempt in range(1, ATTEMPTS + 1):
             started = time.perf_counter()
             try:
-                results = await self._commit([group for group, _ in taken])
+                results = await self._commit([group for group, _ in taken], runner)
             except Exception as error:  # noqa: BLE001 - classified, and either tried again or told
                 failure = failure_of(error)
                 self._metrics.batch_failures.labels(failure.name.lower()).inc()
                 if failure in (Failure.POISON, Failure.BLOCKED):
-                    await self._isolate(taken, failure, error)
+                    await self._isolate(taken, runner, failure, error)
                     return
                 log.warning(
                     "batch_retried",
@@ -325,13 +328,13 @@ class Lane:
                 return
 
     async def _isolate(
-        self, taken: Sequence[tuple[Group, asyncio.Future[Result]]], failure: Failure, error: Exception
+        self, taken: Sequence[tuple[Group, asyncio.Future[Result]]], runner: int, failure: Failure, error: Exception
     ) -> None:
         """Halve what the server refuses, until what it refuses stands alone."""
         if len(taken) > 1:
             middle = len(taken) // 2
-            await self._settle(taken[:middle])
-            await self._settle(taken[middle:])
+            await self._settle(taken[:middle], runner)
+            await self._settle(taken[middle:], runner)
         elif failure is Failure.BLOCKED:
             self._fail(taken, Unavailable("database_unavailable", "What this needs is locked by somebody."))
         else:
@@ -352,21 +355,20 @@ class Lane:
             ):
                 self._metrics.ended.labels(outcome.view.state).inc()
 
-    async def _commit(self, groups: Sequence[Group]) -> list[Result]:
-        if self._connection is None:
-            self._connection = await self._database.batches.connect()
-        connection = self._connection
+    async def _commit(self, groups: Sequence[Group], runner: int) -> list[Result]:
+        connection = self._connections[runner]
+        if connection is None:
+            connection = self._connections[runner] = await self._database.batches.connect()
         try:
-            async with connection.begin():
-                await self._database.prepare_batch(connection)
+            async with self._database.batch(connection):
                 return await apply_groups(connection, groups, self._statements)
         except Exception as error:
             if failure_of(error) is Failure.LOST:
-                await self._drop(broken=True)
+                await self._drop(runner, broken=True)
             raise
 
-    async def _drop(self, *, broken: bool = False) -> None:
-        connection, self._connection = self._connection, None
+    async def _drop(self, runner: int, *, broken: bool = False) -> None:
+        connection, self._connections[runner] = self._connections[runner], None
         if connection is None:
             return
         try:
@@ -388,8 +390,7 @@ def _kind(error: BaseException) -> str:
 
 
 class Batcher:
-    """The lanes of one database. Tries have two of their own: one is prepared while the other waits for PostgreSQL, and
-    decisions don't queue behind them."""
+    """The lanes of one database. Tries have one of their own, so that decisions don't queue behind them."""
 
     def __init__(
         self,
@@ -403,20 +404,27 @@ class Batcher:
     ) -> None:
         statements = Statements(resources, lease_seconds=lease_seconds)
         self.database = database
-        self._lanes = [
-            Lane(name, database, statements, metrics, batch=batch, queue=queue) for name in ("try 1", "try 2", "move")
-        ]
-        *tries, self._moves = self._lanes
-        self._tries = itertools.cycle(tries)
+        self._lanes: Mapping[bool, Lane] = {
+            tries: Lane(
+                "try" if tries else "move",
+                database,
+                statements,
+                metrics,
+                batch=batch,
+                queue=queue,
+                runners=TRY_RUNNERS if tries else 1,
+            )
+            for tries in (True, False)
+        }
 
     async def submit(self, group: Group) -> Result:
         """Apply a group of commands, together with everybody else's.
 
         Raises `Overloaded` when the queue is full, `OutcomeUnknown` when the database went away.
         """
-        return await (next(self._tries) if group.tries() else self._moves).submit(group)
+        return await self._lanes[group.tries()].submit(group)
 
     async def close(self) -> None:
         """Finish what was accepted, then stop."""
-        for lane in self._lanes:
+        for lane in self._lanes.values():
             await lane.close()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from enum import Enum, auto
+from functools import cache
 from typing import Any, Final
 from uuid import uuid4
 
+import asyncpg
 import msgspec
 import structlog
 from sqlalchemy import TextClause, text
@@ -67,23 +70,56 @@ _LOST_CODES: Final = frozenset({"25006", "25P03", "XX000"})
 
 def failure_of(error: BaseException) -> Failure:
     """Classify an error that came out of a statement, a commit or a connection attempt."""
-    if isinstance(error, DBAPIError):
-        state = str(getattr(error.orig, "sqlstate", None) or "")
+    if isinstance(error, (DBAPIError, asyncpg.PostgresError)):
+        state = str(getattr(getattr(error, "orig", error), "sqlstate", None) or "")
+        invalidated = getattr(error, "connection_invalidated", False)
         if state in _CONFLICTS:
             return Failure.CONFLICT
         if state == _LOCK_TIMEOUT:
             return Failure.BLOCKED
-        if error.connection_invalidated or state.startswith(_LOST_CLASSES) or state in _LOST_CODES or not state:
+        if invalidated or state.startswith(_LOST_CLASSES) or state in _LOST_CODES or not state:
             return Failure.LOST
         return Failure.POISON
-    if isinstance(error, (OSError, asyncio.TimeoutError, EOFError)):
+    if isinstance(error, (OSError, asyncio.TimeoutError, EOFError)) or (
+        isinstance(error, asyncpg.InterfaceError) and not isinstance(error, ValueError)  # those are about values
+    ):
         return Failure.LOST
     return Failure.POISON
 
 
-async def fetch(connection: AsyncConnection, statement: TextClause, parameters: dict[str, Any]) -> list[Row[Any]]:
-    """Run one statement and take all its rows."""
-    return list((await connection.execute(statement, parameters)).fetchall())
+class Record(asyncpg.Record):
+    """A row whose columns are attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+
+_NAMED: Final = re.compile(r"(?<![:\w]):(\w+)")
+
+
+@cache
+def _numbered(sql: str) -> tuple[str, tuple[str, ...]]:
+    """A statement as the driver takes it, with $1 for the first name, and the names in order."""
+    names = tuple(dict.fromkeys(_NAMED.findall(sql)))
+    return _NAMED.sub(lambda match: f"${names.index(match.group(1)) + 1}", sql), names
+
+
+def driver_of(connection: AsyncConnection) -> Any:
+    """The driver's own connection, below SQLAlchemy's."""
+    return connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]
+
+
+async def fetch(connection: AsyncConnection, statement: TextClause, parameters: dict[str, Any]) -> list[Any]:
+    """Run one statement by the driver itself, and take all its rows; outside of SQLAlchemy's transactions.
+
+    SQLAlchemy keeps the connection, its codecs and its time limits. Its execution of a statement costs more than all
+    else that a batch does in this process, so batches do without.
+    """
+    sql, names = _numbered(statement.text)
+    return list(await driver_of(connection).fetch(sql, *(parameters[name] for name in names), record_class=Record))
 
 
 def _set_local(settings: Mapping[str, str]) -> TextClause:
@@ -159,10 +195,13 @@ class Database:
             hide_parameters=True,  # errors are logged, and claims are nobody's business there
         )
 
-    async def prepare_batch(self, connection: AsyncConnection) -> None:
-        """To be called first in each transaction of a batch."""
-        if self._told_batches is not None:
-            await connection.execute(self._told_batches)
+    @asynccontextmanager
+    async def batch(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        """A transaction for `fetch`, on a connection of `batches`."""
+        async with driver_of(connection).transaction():
+            if self._told_batches is not None:
+                await fetch(connection, self._told_batches, {})
+            yield
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:

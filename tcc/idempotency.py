@@ -168,12 +168,12 @@ async def store(connection: AsyncConnection, replies: Sequence[tuple[KeyRef, Rep
     columns["statuses"] = [reply.status for _, reply in replies]
     columns["bodies"] = [reply.body for _, reply in replies]
     columns["locations"] = [reply.location for _, reply in replies]
-    await connection.execute(_STORE, columns)
+    await fetch(connection, _STORE, columns)
 
 
 async def release(connection: AsyncConnection, refs: Sequence[KeyRef]) -> None:
     """Forget keys whose request came to nothing, so that it can be mended and sent again."""
-    await connection.execute(_RELEASE, _columns(refs))
+    await fetch(connection, _RELEASE, _columns(refs))
 
 
 async def purge(connection: AsyncConnection, *, retention_seconds: float, limit: int) -> int:

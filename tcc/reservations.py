@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import text
-from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tcc.commands import DONE, REPEATED, Move, Outcome, ReservationView, Try, View
@@ -22,7 +21,7 @@ AGAIN = "again"
 _encode = msgspec.json.Encoder().encode
 
 
-def reservation_view(row: Row[Any]) -> ReservationView:
+def reservation_view(row: Any) -> ReservationView:
     """A reservation from a row that has the columns of `tcc.sql.RESERVATION_VIEW`."""
     return ReservationView(
         resource=row.resource,
@@ -60,7 +59,7 @@ class Tries:
         found = {row.ord: self._outcome(row) for row in rows}
         return [found[n] for n in range(1, len(commands) + 1)]
 
-    def _outcome(self, row: Row[Any]) -> Outcome[ReservationView]:
+    def _outcome(self, row: Any) -> Outcome[ReservationView]:
         if row.id is None:
             return Outcome(row.code, None, row.now, detail=row.refusal)
         view = reservation_view(row)
@@ -73,7 +72,7 @@ class Tries:
         return Outcome(code, view, row.now, detail=view.detail)
 
 
-def verdict(machine: Machine, event: Event, row: Row[Any]) -> str:
+def verdict(machine: Machine, event: Event, row: Any) -> str:
     """The code of what became of an event, from a row of one of the statements that move."""
     if row.how in ("moved", "buried"):
         return DONE
@@ -87,8 +86,8 @@ def verdict(machine: Machine, event: Event, row: Row[Any]) -> str:
 def moved(
     machine: Machine,
     events: Sequence[Event],
-    rows: Sequence[Row[Any]],
-    view: Callable[[Row[Any]], View],
+    rows: Sequence[Any],
+    view: Callable[[Any], View],
     missing: Sequence[str],
 ) -> list[Outcome[View]]:
     """The outcomes of events, from the rows of one of the statements that move; `missing` where there is no row."""

@@ -8,7 +8,6 @@ from uuid import UUID
 
 import msgspec
 from sqlalchemy import text
-from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tcc.commands import Begin, BranchPlan, MoveTransaction, Outcome, TransactionView
@@ -21,7 +20,7 @@ _encode = msgspec.json.Encoder().encode
 _decode_branches = msgspec.json.Decoder(list[BranchPlan]).decode
 
 
-def transaction_view(row: Row[Any]) -> TransactionView:
+def transaction_view(row: Any) -> TransactionView:
     """A transaction from a row that has the columns of `tcc.sql.TRANSACTION_VIEW`."""
     return TransactionView(
         id=row.id,
@@ -51,7 +50,7 @@ ORDER BY t.tenant_id, t.id FOR NO KEY UPDATE"""
 
 async def lock(connection: AsyncConnection, keys: Sequence[tuple[str, UUID]]) -> None:
     """Lock transactions before anything of theirs, in order, so that two drivers of the same ones can't deadlock."""
-    await connection.execute(_LOCK, {"tenants": [tenant for tenant, _ in keys], "ids": [id for _, id in keys]})
+    await fetch(connection, _LOCK, {"tenants": [tenant for tenant, _ in keys], "ids": [id for _, id in keys]})
 
 
 class Begins:

@@ -61,6 +61,38 @@ def build_app(service: Service, version: str, max_body_bytes: int, *, owns_servi
         if owns_service:
             await service.close()
 
+    on_ours, on_http, on_anything = _error_handlers(service, problems)
+
+    def on_error(call: Any, error: Exception) -> Response[bytes]:
+        return on_ours(call, error) if isinstance(error, TccError) else on_anything(call, error)
+
+    transactions = TransactionRoutes(service, replies)
+    reservations = [(ReservationRoutes(service, resource, replies), resource) for resource in resources]
+    direct = {try_path(resource): routes.try_ for routes, resource in reservations} | {BEGIN_PATH: transactions.begin}
+    application = Litestar(
+        route_handlers=[
+            *health_handlers(service),
+            *transaction_handlers(transactions),
+            *(handler for routes, resource in reservations for handler in reservation_handlers(routes, resource)),
+            *(handler for resource in resources for handler in resource.handlers(service)),
+        ],
+        exception_handlers={TccError: on_ours, HTTPException: on_http, Exception: on_anything},
+        lifespan=[lifespan],
+        request_max_body_size=max_body_bytes,
+        openapi_config=OpenAPIConfig(
+            title="tcc: Try, Confirm, Cancel",
+            version=version,
+            description="Reserve stock, card authorisations and orders; alone, or several together as one transaction.",
+            render_plugins=[ScalarRenderPlugin()],
+        ),
+        logging_config=None,
+    )
+    return Edge(application, problems, Direct(direct, on_error, max_body_bytes))
+
+
+def _error_handlers(service: Service, problems: Problems) -> tuple[Any, Any, Any]:
+    """What to answer to an error of ours, to one of Litestar's, and to any other, which is logged."""
+
     def answer(problem: Problem, headers: dict[str, str] | None = None) -> Response[bytes]:
         return Response(
             msgspec.json.encode(problem), status_code=problem.status, media_type=MEDIA_TYPE, headers=headers
@@ -92,31 +124,7 @@ def build_app(service: Service, version: str, max_body_bytes: int, *, owns_servi
         log.error("request_failed", correlation_id=correlation_id, path=request.scope["path"], exc_info=error)
         return answer(problems.of("internal_error", correlation_id))
 
-    def on_error(call: Any, error: Exception) -> Response[bytes]:
-        return on_ours(call, error) if isinstance(error, TccError) else on_anything(call, error)
-
-    transactions = TransactionRoutes(service, replies)
-    reservations = [(ReservationRoutes(service, resource, replies), resource) for resource in resources]
-    direct = {try_path(resource): routes.try_ for routes, resource in reservations} | {BEGIN_PATH: transactions.begin}
-    application = Litestar(
-        route_handlers=[
-            *health_handlers(service),
-            *transaction_handlers(transactions),
-            *(handler for routes, resource in reservations for handler in reservation_handlers(routes, resource)),
-            *(handler for resource in resources for handler in resource.handlers(service)),
-        ],
-        exception_handlers={TccError: on_ours, HTTPException: on_http, Exception: on_anything},
-        lifespan=[lifespan],
-        request_max_body_size=max_body_bytes,
-        openapi_config=OpenAPIConfig(
-            title="tcc: Try, Confirm, Cancel",
-            version=version,
-            description="Reserve stock, card authorisations and orders; alone, or several together as one transaction.",
-            render_plugins=[ScalarRenderPlugin()],
-        ),
-        logging_config=None,
-    )
-    return Edge(application, problems, Direct(direct, on_error, max_body_bytes))
+    return on_ours, on_http, on_anything
 
 
 def correlation_of(request: Request[Any, Any, Any]) -> str:

@@ -39,7 +39,7 @@ class Call:
         length = self.scope["state"]["headers"].get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body_bytes:
             raise _too_large()
-        body = b""
+        body: bytes = b""
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":

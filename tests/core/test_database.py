@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from resources.registry import RESOURCES
-from tcc.db import Database
+from tcc.db import Database, fetch
 from tcc.errors import Unavailable
 from tcc.schema import SchemaMismatch, check_schema, migrate
 from tcc.settings import Settings, SettingsError
@@ -21,9 +21,8 @@ TOLD = text(
 async def test_every_transaction_has_its_time_limits_and_every_batch_its_plans(database_url: str, pooler: bool) -> None:
     database = Database(database_url, pooler=pooler)
     (read,) = await database.read(TOLD)
-    async with database.batches.begin() as connection:
-        await database.prepare_batch(connection)
-        batch = (await connection.execute(TOLD)).one()
+    async with database.batches.connect() as connection, database.batch(connection):
+        (batch,) = await fetch(connection, TOLD, {})
     await database.close()
     assert (read.statement, read.idle, read.hashing) == ("10s", "10s", "on")
     assert (batch.statement, batch.idle, batch.hashing, batch.plans) == ("10s", "10s", "off", "force_generic_plan")

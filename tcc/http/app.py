@@ -90,7 +90,10 @@ def build_app(service: Service, version: str, max_body_bytes: int, *, owns_servi
     return Edge(application, problems, Direct(direct, on_error, max_body_bytes))
 
 
-def _error_handlers(service: Service, problems: Problems) -> tuple[Any, Any, Any]:
+OnError = Callable[[Any, Any], Response[bytes]]
+
+
+def _error_handlers(service: Service, problems: Problems) -> tuple[OnError, OnError, OnError]:
     """What to answer to an error of ours, to one of Litestar's, and to any other, which is logged."""
 
     def answer(problem: Problem, headers: dict[str, str] | None = None) -> Response[bytes]:

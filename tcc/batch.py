@@ -41,6 +41,9 @@ Render = Callable[[Sequence[Outcome[Any]]], Reply | None]
 FORGET: Final = Reply(0, b"")
 """What `Render` returns to forget the key: nothing came of the request, and it may be mended and sent again."""
 
+HEAVY: Final = 12
+"""Commands per group of a full batch, at the most: large transactions share their commit with fewer others."""
+
 TRY_RUNNERS: Final = 2
 """Batches of tries at a time: one is worked on here while the other waits for PostgreSQL."""
 
@@ -66,6 +69,12 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         touched: set[Hashable] = {(getattr(c, "resource", None), c.tenant_id, c.id) for c in self.commands}
         key = self.claim.ref if self.claim else self.answers
         return touched | {key} if key else touched
+
+    def weight(self) -> int:
+        """How much of a batch it takes: one for each command, and more for a large claim."""
+        return sum(
+            1 + memoryview(command.claim).nbytes // 256 for command in self.commands if isinstance(command, Try)
+        ) + sum(not isinstance(command, Try) for command in self.commands)
 
     def tries(self) -> bool:
         return any(isinstance(command, (Try, Begin)) for command in self.commands)
@@ -281,8 +290,10 @@ class Lane:
         taken: list[tuple[Group, asyncio.Future[Result]]] = []
         blocked: set[Hashable] = set()
         passed: list[tuple[Group, asyncio.Future[Result]]] = []
-        while self._waiting and len(taken) < self._batch and len(passed) < self._batch:
+        weight = 0
+        while self._waiting and len(taken) < self._batch and len(passed) < self._batch and weight < HEAVY * self._batch:
             entry = self._waiting.popleft()
+            weight += entry[0].weight()
             touched = entry[0].touches()
             if blocked.isdisjoint(touched):
                 taken.append(entry)
@@ -336,7 +347,13 @@ class Lane:
             await self._settle(taken[:middle], runner)
             await self._settle(taken[middle:], runner)
         elif failure is Failure.BLOCKED:
-            self._fail(taken, Unavailable("database_unavailable", "What this needs is locked by somebody."))
+            self._fail(
+                taken,
+                Unavailable(
+                    "database_unavailable",
+                    "It took too long; nothing was done.",
+                ),
+            )
         else:
             commands = [(type(command).__name__, str(command.id)) for command in taken[0][0].commands]
             log.error("poisonous_group", lane=self._name, commands=commands, error=_kind(error))

@@ -254,7 +254,9 @@ class Coordinator:
                 if not blocked:
                     return await self._final(context.tenant_id, transaction)
                 seconds = min(move.retry_seconds or 0 for move in blocked.values())
-                attention = next((move.attention for move in blocked.values() if move.attention), None)
+                # One that waits for a person must not keep those from their end that don't.
+                stuck = [move.attention for move in blocked.values() if move.attention]
+                attention = stuck[0] if len(stuck) == len(blocked) else None
                 patient = not attention and asyncio.get_running_loop().time() + seconds < until
                 # One that we shall ask again ourselves isn't due to anybody else before we had our turn.
                 lease = self._settings.lease_seconds if patient else 0

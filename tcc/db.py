@@ -17,6 +17,7 @@ import structlog
 from sqlalchemy import TextClause, text
 from sqlalchemy.engine import Row, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from tcc.errors import Unavailable
@@ -57,13 +58,13 @@ class Failure(Enum):
     LOST = auto()
     """The connection, or the server's willingness, is gone; what was under way is unknown."""
     BLOCKED = auto()
-    """Somebody held a lock for too long; nothing was done."""
+    """It took too long, for a lock or for what there was to do; nothing was done."""
     POISON = auto()
     """The server won't do this, whoever asks."""
 
 
 _CONFLICTS: Final = frozenset({"40001", "40P01"})
-_LOCK_TIMEOUT: Final = "55P03"
+_TOO_LONG: Final = frozenset({"55P03", "57014"})
 _LOST_CLASSES: Final = ("08", "53", "57", "58")
 _LOST_CODES: Final = frozenset({"25006", "25P03", "XX000"})
 
@@ -75,12 +76,12 @@ def failure_of(error: BaseException) -> Failure:
         invalidated = getattr(error, "connection_invalidated", False)
         if state in _CONFLICTS:
             return Failure.CONFLICT
-        if state == _LOCK_TIMEOUT:
+        if state in _TOO_LONG:
             return Failure.BLOCKED
         if invalidated or state.startswith(_LOST_CLASSES) or state in _LOST_CODES or not state:
             return Failure.LOST
         return Failure.POISON
-    if isinstance(error, (OSError, asyncio.TimeoutError, EOFError)) or (
+    if isinstance(error, (OSError, asyncio.TimeoutError, EOFError, PoolTimeout)) or (
         isinstance(error, asyncpg.InterfaceError) and not isinstance(error, ValueError)  # those are about values
     ):
         return Failure.LOST
@@ -163,7 +164,7 @@ class Database:
         # A pooler gives each transaction another session: what a session would have been told once, each is told.
         self._told_reads = _set_local(_LIMITS) if pooler else None
         self._told_batches = _set_local(_LIMITS | _BATCH_PLANS) if pooler else None
-        self.reads = self._engine(_LIMITS, pool_size=4, max_overflow=4)
+        self.reads = self._engine(_LIMITS, pool_size=8, max_overflow=8)
         self.batches = self._engine(_LIMITS | _BATCH_PLANS, pool_size=4, max_overflow=0)
 
     def _engine(

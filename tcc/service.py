@@ -13,6 +13,7 @@ from tcc.asking import Asking
 from tcc.batch import Batcher, Group
 from tcc.coordinator import Coordinator
 from tcc.db import Database
+from tcc.errors import Unavailable
 from tcc.idempotency import Held, KeyRef, Reply
 from tcc.metrics import Metrics
 from tcc.reserver import Reserver
@@ -51,10 +52,17 @@ class Service:
             log.info("left_to_a_sweep", error=str(error)[:300], kind=type(error).__name__)
 
     async def answer(self, resource: str | None, key: KeyRef, reply: Reply) -> Reply:
-        """Store a reply under a key unless it has one; the reply that the key has now."""
+        """Store a reply under a key unless it has one; the reply that the key has now.
+
+        Where the database is away the reply is given all the same: what it tells of is done. Whoever asks again then is
+        told how it stands.
+        """
         batcher = self.stores.of(resource) if resource else self.stores.home
-        await batcher.submit(Group(commands=[], answers=key, render=lambda _: reply))
-        held = await self.held(resource, key)
+        try:
+            await batcher.submit(Group(commands=[], answers=key, render=lambda _: reply))
+            held = await self.held(resource, key)
+        except Unavailable:
+            return reply
         return held.reply if held and held.reply else reply
 
     async def held(self, resource: str | None, key: KeyRef) -> Held | None:

@@ -60,7 +60,9 @@ RETURNING r.tenant_id, r.correlation_id, r.expires_at <= clock_timestamp() AS ex
 _TAKE_TRANSACTIONS = text(
     """
 WITH due AS MATERIALIZED (
-  SELECT tenant_id, id FROM transactions WHERE due_at <= clock_timestamp()
+  SELECT tenant_id, id FROM transactions
+  WHERE due_at <= clock_timestamp()
+    AND (NOT :overdue OR (state IN ('trying', 'tried') AND expires_at <= clock_timestamp()))
   ORDER BY due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED)
 UPDATE transactions t SET due_at = clock_timestamp() + make_interval(secs => :lease_seconds)
 FROM due d WHERE t.tenant_id = d.tenant_id AND t.id = d.id
@@ -128,11 +130,15 @@ class Sweeper:
         outcome: Outcome[ReservationView] = result.outcomes[0]
         return outcome.view
 
-    async def transactions(self, limit: int) -> int:
-        """Drive transactions on that nobody drives: past their deadline, or left in the middle. How many were due."""
+    async def transactions(self, limit: int, *, overdue: bool = False) -> int:
+        """Drive transactions on that nobody drives: past their deadline, or left in the middle. How many were due.
+
+        `overdue`: only those past their deadline, whose stock must not wait for somebody else's gateway.
+        """
         rows = await _take(
             self._service.stores.home.database,
             _TAKE_TRANSACTIONS,
+            overdue=overdue,
             limit=limit,
             lease_seconds=self._lease_seconds,
         )

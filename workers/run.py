@@ -72,6 +72,7 @@ class WorkerProcess:
             asyncio.create_task(duty)
             for duty in (
                 self._every(interval, lambda: self._sweeper.reservations(size, external=False), size),
+                self._every(interval, lambda: self._sweeper.transactions(CONCURRENCY, overdue=True), CONCURRENCY),
                 *(self._every(interval, sweep, CONCURRENCY) for sweep in self._asking_sweeps() * SIDE_BY_SIDE),
                 self._every(PURGE_SECONDS, lambda: self._sweeper.purge(PURGE_SIZE), PURGE_SIZE),
                 self._every(self._settings.reconcile_interval_seconds, self._reconcile, None),

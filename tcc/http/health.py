@@ -44,9 +44,9 @@ async def refresh(service: Service) -> None:
     """Read from the databases what the gauges show. One that is away leaves its gauges as they were."""
     metrics = service.metrics
     home = service.stores.home.database
+    rows = await home.read(_OPEN_TRANSACTIONS)
     for state in OPEN:
         metrics.open_transactions.labels(state).set(0)
-    rows = await home.read(_OPEN_TRANSACTIONS)
     undecided = [row.age for row in rows if row.state in (State.TRYING, State.TRIED)]
     undriven = [row.undriven for row in rows if row.state in (State.CONFIRMING, State.CANCELLING)]
     for row in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from litestar.params import FromPath
 from tcc import reads
 from tcc.batch import FORGET, Result
 from tcc.commands import DONE, Context, Outcome, ReservationView
-from tcc.errors import Rejected
+from tcc.errors import Rejected, Unavailable
 from tcc.http.bodies import Extend, try_type, ttl_of
 from tcc.http.openapi import operation
 from tcc.http.replies import Replies, reservation_location
@@ -136,7 +137,8 @@ class ReservationRoutes:
             work = self._service.reserver.settle(
                 context, outcome.view, answers=answers, reply=reply, patience_seconds=seconds
             )
-            outcome = await within(self._service.spawn(work), seconds) or outcome
+            with suppress(Unavailable):  # the intent is recorded, and a sweep will go on with it
+                outcome = await within(self._service.spawn(work), seconds) or outcome
         if not outcome.ok or outcome.view is None:
             return respond(
                 self._replies.refused(outcome, context.correlation_id), retry=self._replies.retryable(outcome)

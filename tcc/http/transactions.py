@@ -15,7 +15,7 @@ from litestar.params import FromPath
 
 from tcc import reads
 from tcc.commands import Context, Outcome
-from tcc.coordinator import Transaction
+from tcc.coordinator import BranchState, Transaction
 from tcc.errors import FieldError, Rejected, Unavailable
 from tcc.http.bodies import Extend, begin_type, branch_type, ttl_of
 from tcc.http.openapi import operation
@@ -58,7 +58,7 @@ class Log(msgspec.Struct, frozen=True):
 
     entries: list[reads.Entry]
     truncated: bool
-    """Whether there is more than is shown: it was asked very often, most likely."""
+    """Whether there is more than is shown: it was asked very often, or a database is away."""
 
 
 _decode_extend = msgspec.json.Decoder(Extend)
@@ -174,7 +174,12 @@ class TransactionRoutes:
             driven = await within(self._service.spawn(work), seconds)
         except Unavailable:
             driven = None  # it is begun, and a sweep will go on with it: that is not the caller's trouble
-        return driven or await self._coordinator.load(context.tenant_id, transaction.view.id, whole=False)
+        if driven is not None:
+            return driven
+        try:
+            return await self._coordinator.load(context.tenant_id, transaction.view.id, whole=False)
+        except Unavailable:
+            return transaction
 
     def _current(self, context: Context, reply: Callable[[Transaction], Reply | None]) -> Current:
         async def current(held: Held) -> Reply | None:
@@ -200,10 +205,13 @@ class TransactionRoutes:
             *(
                 reads.journal(batcher.database, tenant_id, subjects, limit=MAX_LOG)
                 for batcher, _ in self._service.stores.distinct()
-            )
+            ),
+            return_exceptions=True,
         )
-        entries = sorted((entry for page in pages for entry in page), key=lambda entry: entry.at)
-        return respond(Reply(200, _encode(Log(entries[:MAX_LOG], truncated=len(entries) >= MAX_LOG))))
+        there = [page for page in pages if not isinstance(page, BaseException)]
+        entries = sorted((entry for page in there for entry in page), key=lambda entry: entry.at)
+        partial = len(entries) >= MAX_LOG or len(there) < len(pages)
+        return respond(Reply(200, _encode(Log(entries[:MAX_LOG], truncated=partial))))
 
     async def list_(self, request: Request[Any, Any, Any]) -> Response[bytes]:
         query = request.query_params
@@ -275,9 +283,17 @@ class TransactionRoutes:
             return respond(
                 self._replies.refused(outcome, context.correlation_id), retry=self._replies.retryable(outcome)
             )
-        transaction = await self._coordinator.load(context.tenant_id, id)
+        try:
+            transaction = await self._coordinator.load(context.tenant_id, id)
+            if event is Event.EXTEND:
+                transaction = await self._coordinator.extend_branches(context, transaction, ttl_seconds or 0)
+        except Unavailable:
+            # It is decided, whatever can be read now: to say that nothing was done would be a lie.
+            view: Any = outcome.view
+            transaction = Transaction(view, tuple(BranchState(plan, unknown=True) for plan in view.branches))
+            final = self._replies.transaction(transaction, 202)
+            return respond(await self._service.answer(None, claim.ref, final) if claim else final)
         if event is Event.EXTEND:
-            transaction = await self._coordinator.extend_branches(context, transaction, ttl_seconds or 0)
             final = self._replies.transaction(transaction, 200)
             return respond(await self._service.answer(None, claim.ref, final) if claim else final)
         return await self._follow(context, transaction, claim, reply, seconds)

@@ -382,7 +382,11 @@ async def test_a_caller_that_goes_away_does_not_undo_its_command(service: Servic
         gone = await asyncio.gather(running, queued, return_exceptions=True)
         assert [type(error) for error in gone] == [asyncio.CancelledError] * 2
     assert (await hold(service, "inventory", stock(("MUG", 1)))).code == DONE
-    assert await shelf(service, "MUG") == (0, 3, 0)
+
+    async def all_held() -> bool:
+        return await shelf(service, "MUG") == (0, 3, 0)
+
+    await eventually(all_held)
 
 
 async def test_no_acknowledged_write_is_lost_when_backends_are_killed_under_load(

@@ -30,7 +30,7 @@ from tcc.dev.programs import LOOPBACK, free_port
 from tcc.dev.servers import PostgresServer
 
 ROUNDS = 3
-SECONDS = 2.5
+SECONDS = 1.5
 SKUS = 1000
 STOCK = 1_000_000_000
 

@@ -113,6 +113,22 @@ async def test_what_a_database_that_is_away_owns_is_unavailable_or_unknown_and_t
 
 @in_three_databases
 @pytest.mark.parametrize("decision", ["confirm", "cancel"])
+async def test_a_decision_that_is_committed_is_answered_202_though_a_database_is_away(
+    api: Api, service: Service, server: PostgresServer, decision: str
+) -> None:
+    await api.stock("MUG", 3)
+    held = await api.order("MUG", confirm="manual")
+    await asyncio.to_thread(server.kill)
+    answer = await api.post(f"/v1/transactions/{held.json['id']}/{decision}?wait=0.5")
+    assert (answer.status, answer.json["status"]) == (202, "processing"), answer.body
+
+    await asyncio.to_thread(server.start)
+    (transaction,) = (await swept_to_the_end(service, [held.json["id"]], within=30)).values()
+    assert transaction.view.state is (State.CONFIRMED if decision == "confirm" else State.CANCELLED)
+
+
+@in_three_databases
+@pytest.mark.parametrize("decision", ["confirm", "cancel"])
 async def test_a_decision_taken_while_a_database_is_away_is_followed_when_it_returns(
     start_service: OpenService, server: PostgresServer, sandbox: SandboxProcess, decision: str
 ) -> None:

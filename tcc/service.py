@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -14,6 +15,7 @@ from tcc.batch import Batcher, Group
 from tcc.coordinator import Coordinator
 from tcc.db import Database
 from tcc.errors import Unavailable
+from tcc.failpoints import DoomedBatcher, DoomedDatabase, DoomedExternal, Failpoints
 from tcc.idempotency import Held, KeyRef, Reply
 from tcc.metrics import Metrics
 from tcc.reserver import Reserver
@@ -89,14 +91,20 @@ def open_service(
     application: str,
     batch_size: int | None = None,
 ) -> Service:
-    """Build a service. Needs a running event loop; connects to nothing before it is used."""
+    """Build a service. Needs a running event loop; connects to nothing before it is used.
+
+    Raises `SettingsError` where the environment makes no sense.
+    """
     metrics = Metrics()
+    failpoints = Failpoints.from_environment(environment)
+    make_database: Callable[..., Database] = partial(DoomedDatabase, failpoints) if failpoints else Database
+    make_elsewhere: Callable[..., Batcher] = partial(DoomedBatcher, failpoints) if failpoints else Batcher
     by_url: dict[str, list[Resource]] = {settings.database_url: []}
     for resource in resources:
         by_url.setdefault(resource_database_url(resource.name, settings, environment), []).append(resource)
     batchers = {
-        url: Batcher(
-            Database(url, application=application, pooler=settings.database_pooler),
+        url: (Batcher if url == settings.database_url else make_elsewhere)(
+            make_database(url, application=application, pooler=settings.database_pooler),
             here,
             metrics,
             lease_seconds=settings.lease_seconds,
@@ -105,10 +113,14 @@ def open_service(
         )
         for url, here in by_url.items()
     }
+    externals = {resource.name: resource.connect(environment) for resource in resources if resource.connect}
     stores = Stores(
         batchers[settings.database_url],
         {resource.name: batchers[url] for url, here in by_url.items() for resource in here},
-        {resource.name: resource.connect(environment) for resource in resources if resource.connect},
+        {
+            name: DoomedExternal(failpoints, external) if failpoints else external
+            for name, external in externals.items()
+        },
         resources,
     )
     return Service(settings, stores, metrics, Wakeups(settings.redis_url))

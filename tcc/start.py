@@ -6,6 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from tcc.db import Database
+from tcc.failpoints import Failpoints
 from tcc.resource import Resource
 from tcc.schema import SchemaMismatch, check_schema, migrate
 from tcc.settings import Settings, resource_database_url
@@ -59,7 +60,8 @@ async def check_databases(settings: Settings, resources: Sequence[Resource], env
 
 
 async def check_outsides(settings: Settings, resources: Sequence[Resource], environment: Mapping[str, str]) -> None:
-    """Raise `SettingsError` where what is said of Redis, or of a resource's other side, makes no sense."""
+    """Raise `SettingsError` where what is said of Redis, of a resource's other side or of failpoints makes no sense."""
+    Failpoints.from_environment(environment)
     redis_settings(settings.redis_url)
     for resource in resources:
         if resource.connect is not None:

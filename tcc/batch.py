@@ -13,11 +13,12 @@ a database on it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -49,6 +50,13 @@ TRY_RUNNERS: Final = 2
 
 ATTEMPTS: Final = 6
 """How often a batch is tried again after conflicts or lost connections before its callers are told."""
+
+GIVE_UP_SECONDS: Final = 10.0
+"""How long after a batch was taken it is still tried again, however few the attempts: a frozen server takes all the
+time that there is for each. What is halved since the server refuses it is tried once more all the same."""
+
+WAIT_SECONDS: Final = 5.0
+"""How long a group may wait to be taken. After that its caller is told that nothing was done, which is then so."""
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +129,22 @@ class Statements:
         """Apply commands of one rank."""
         first = commands[0]
         return await self._appliers[type(first), getattr(first, "resource", None)].apply(connection, commands)
+
+
+class _Waiting(NamedTuple):
+    """A group, whoever waits for what becomes of it, and since when, on the event loop's clock."""
+
+    group: Group
+    future: asyncio.Future[Result]
+    since: float
+
+
+class _Refused(NamedTuple):
+    """Why a batch isn't committed. `unknown`: an attempt at it was lost, and may have been committed all the same."""
+
+    failure: Failure
+    error: Exception
+    unknown: bool
 
 
 class _Running:
@@ -229,7 +253,11 @@ async def _answer(connection: AsyncConnection, running: Sequence[_Running]) -> l
 
 
 class Lane:
-    """One queue, and as many batches at a time as it has runners, each with a connection of its own."""
+    """One queue, and as many batches at a time as it has runners, each with a connection of its own.
+
+    Nobody waits for long: a batch is given up in time, and what isn't taken in time is refused, though every runner be
+    stuck with a server that doesn't answer.
+    """
 
     def __init__(
         self,
@@ -248,8 +276,11 @@ class Lane:
         self._metrics = metrics
         self._batch = batch
         self._limit = queue
-        self._waiting: deque[tuple[Group, asyncio.Future[Result]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        """In the order of their arrival."""
         self._arrived = asyncio.Event()
+        self._clock = asyncio.get_running_loop().time
+        self._refusing: asyncio.TimerHandle | None = None
         self._closing = False
         self._connections: list[AsyncConnection | None] = [None] * runners
         self._tasks = [asyncio.create_task(self._run(n), name=f"{name} {n} of {database.name}") for n in range(runners)]
@@ -258,16 +289,36 @@ class Lane:
         """Queue a group, and wait until it is committed. Cancelling the caller doesn't undo it."""
         if self._closing or len(self._waiting) >= self._limit:
             raise Overloaded
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((group, future))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        now = self._clock()
+        self._waiting.append(_Waiting(group, future, now))
+        if self._refusing is None:
+            self._refusing = loop.call_at(now + WAIT_SECONDS, self._refuse)
         self._arrived.set()
         return await asyncio.shield(future)
+
+    def _refuse(self) -> None:
+        """Refuse what has waited too long, and come back when the next would have. One timer for the whole queue."""
+        self._refusing = None
+        late = self._clock() - WAIT_SECONDS
+        refused = 0
+        while self._waiting and self._waiting[0].since <= late:
+            self._fail([self._waiting.popleft()], Overloaded())
+            refused += 1
+        if refused:
+            log.warning("waited_too_long", lane=self._name, database=self._database.name, refused=refused)
+        if self._waiting:
+            next_late = self._waiting[0].since + WAIT_SECONDS
+            self._refusing = asyncio.get_running_loop().call_at(next_late, self._refuse)
 
     async def close(self) -> None:
         """Finish what was accepted, then stop."""
         self._closing = True
         self._arrived.set()
         await asyncio.gather(*self._tasks)
+        if self._refusing is not None:
+            self._refusing.cancel()
 
     async def _run(self, runner: int) -> None:
         while True:
@@ -285,16 +336,16 @@ class Lane:
                 self._fail(taken, error)
         await self._drop(runner)
 
-    def _take(self) -> list[tuple[Group, asyncio.Future[Result]]]:
+    def _take(self) -> list[_Waiting]:
         """The next groups, in order, no two of which touch the same row."""
-        taken: list[tuple[Group, asyncio.Future[Result]]] = []
+        taken: list[_Waiting] = []
         blocked: set[Hashable] = set()
-        passed: list[tuple[Group, asyncio.Future[Result]]] = []
+        passed: list[_Waiting] = []
         weight = 0
         while self._waiting and len(taken) < self._batch and len(passed) < self._batch and weight < HEAVY * self._batch:
             entry = self._waiting.popleft()
-            weight += entry[0].weight()
-            touched = entry[0].touches()
+            weight += entry.group.weight()
+            touched = entry.group.touches()
             if blocked.isdisjoint(touched):
                 taken.append(entry)
             else:
@@ -303,18 +354,44 @@ class Lane:
         self._waiting.extendleft(reversed(passed))
         return taken
 
-    async def _settle(self, taken: Sequence[tuple[Group, asyncio.Future[Result]]], runner: int) -> None:
+    async def _settle(self, taken: Sequence[_Waiting], runner: int) -> None:
         """Apply and commit groups, and answer them; in halves where the server refuses the whole."""
-        for attempt in range(1, ATTEMPTS + 1):
+        until = self._clock() + GIVE_UP_SECONDS
+        parts = [taken]
+        unknown = False
+        while parts:
+            part = parts.pop()
+            refused = await self._try(part, runner, until)
+            if refused is None:
+                continue
+            unknown |= refused.unknown
+            if refused.failure is Failure.LOST:  # those behind would wait as long, each in turn, for the same
+                for entries in (part, *parts):
+                    self._fail(entries, OutcomeUnknown())
+                self._fail(self._waiting, Unavailable("database_unavailable"))
+                self._waiting.clear()
+                return
+            halves = refused.failure is Failure.POISON or (refused.failure is Failure.BLOCKED and self._clock() < until)
+            if len(part) > 1 and halves:
+                middle = len(part) // 2
+                parts += [part[middle:], part[:middle]]
+            else:
+                self._give_up(part, refused, unknown)
+
+    async def _try(self, part: Sequence[_Waiting], runner: int, until: float) -> _Refused | None:
+        """Apply and commit groups, and answer them; again after conflicts and lost connections, as long as there is
+        time. What went wrong in the end, if anything did."""
+        unknown = False
+        for attempt in itertools.count(1):
             started = time.perf_counter()
             try:
-                results = await self._commit([group for group, _ in taken], runner)
+                results = await self._commit([entry.group for entry in part], runner)
             except Exception as error:  # noqa: BLE001 - classified, and either tried again or told
                 failure = failure_of(error)
                 self._metrics.batch_failures.labels(failure.name.lower()).inc()
+                unknown |= failure is Failure.LOST
                 if failure in (Failure.POISON, Failure.BLOCKED):
-                    await self._isolate(taken, runner, failure, error)
-                    return
+                    return _Refused(failure, error, unknown)
                 log.warning(
                     "batch_retried",
                     lane=self._name,
@@ -322,42 +399,29 @@ class Lane:
                     attempt=attempt,
                     error=str(error)[:300],
                 )
-                if attempt == ATTEMPTS:
-                    self._fail(taken, OutcomeUnknown())
-                    if failure is Failure.LOST:  # those behind would wait as long, each in turn, for the same
-                        self._fail(self._waiting, Unavailable("database_unavailable"))
-                        self._waiting.clear()
-                    return
+                if attempt == ATTEMPTS or self._clock() >= until:
+                    return _Refused(failure, error, unknown)
                 await asyncio.sleep(random.uniform(0.01, 0.05) * 2**attempt if failure is Failure.LOST else 0)
             else:
-                self._metrics.batch_size.observe(len(taken))
+                self._metrics.batch_size.observe(len(part))
                 self._metrics.batch_seconds.observe(time.perf_counter() - started)
-                for (group, future), result in zip(taken, results, strict=True):
-                    self._count(group, result)
-                    if not future.done():
-                        future.set_result(result)
-                return
+                for entry, result in zip(part, results, strict=True):
+                    self._count(entry.group, result)
+                    if not entry.future.done():
+                        entry.future.set_result(result)
+                return None
+        raise AssertionError
 
-    async def _isolate(
-        self, taken: Sequence[tuple[Group, asyncio.Future[Result]]], runner: int, failure: Failure, error: Exception
-    ) -> None:
-        """Halve what the server refuses, until what it refuses stands alone."""
-        if len(taken) > 1:
-            middle = len(taken) // 2
-            await self._settle(taken[:middle], runner)
-            await self._settle(taken[middle:], runner)
-        elif failure is Failure.BLOCKED:
-            self._fail(
-                taken,
-                Unavailable(
-                    "database_unavailable",
-                    "It took too long; nothing was done.",
-                ),
-            )
+    def _give_up(self, part: Sequence[_Waiting], refused: _Refused, unknown: bool) -> None:
+        """Tell those whom the server won't serve, or not in time."""
+        if refused.failure is Failure.POISON:
+            commands = [(type(command).__name__, str(command.id)) for entry in part for command in entry.group.commands]
+            log.error("poisonous_group", lane=self._name, commands=commands, error=_kind(refused.error))
+            self._fail(part, TccError("internal_error"))
+        elif refused.failure is Failure.BLOCKED and not unknown:
+            self._fail(part, Unavailable("database_unavailable", "It took too long; nothing was done."))
         else:
-            commands = [(type(command).__name__, str(command.id)) for command in taken[0][0].commands]
-            log.error("poisonous_group", lane=self._name, commands=commands, error=_kind(error))
-            self._fail(taken, TccError("internal_error"))
+            self._fail(part, OutcomeUnknown())
 
     def _count(self, group: Group, result: Result) -> None:
         """Tell the metrics what became of tries and of transactions, now that it is committed."""
@@ -395,10 +459,10 @@ class Lane:
         except Exception as error:  # noqa: BLE001 - it is gone either way
             log.info("connection_not_closed", database=self._database.name, error=str(error)[:200])
 
-    def _fail(self, taken: Iterable[tuple[Group, asyncio.Future[Result]]], error: BaseException) -> None:
-        for _, future in taken:
-            if not future.done():
-                future.set_exception(error)
+    def _fail(self, entries: Iterable[_Waiting], error: BaseException) -> None:
+        for entry in entries:
+            if not entry.future.done():
+                entry.future.set_exception(error)
 
 
 def _kind(error: BaseException) -> str:
@@ -437,7 +501,7 @@ class Batcher:
     async def submit(self, group: Group) -> Result:
         """Apply a group of commands, together with everybody else's.
 
-        Raises `Overloaded` when the queue is full, `OutcomeUnknown` when the database went away.
+        Raises `Overloaded` when the queue is full or doesn't move, `OutcomeUnknown` when the database went away.
         """
         return await self._lanes[group.tries()].submit(group)
 

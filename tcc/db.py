@@ -81,7 +81,8 @@ def failure_of(error: BaseException) -> Failure:
         if invalidated or state.startswith(_LOST_CLASSES) or state in _LOST_CODES or not state:
             return Failure.LOST
         return Failure.POISON
-    if isinstance(error, (OSError, asyncio.TimeoutError, EOFError, PoolTimeout)) or (
+    # InternalClientError: the driver lost its place in what the server says, as when a backend dies in the middle.
+    if isinstance(error, (OSError, asyncio.TimeoutError, EOFError, PoolTimeout, asyncpg.InternalClientError)) or (
         isinstance(error, asyncpg.InterfaceError) and not isinstance(error, ValueError)  # those are about values
     ):
         return Failure.LOST
@@ -199,10 +200,15 @@ class Database:
     @asynccontextmanager
     async def batch(self, connection: AsyncConnection) -> AsyncIterator[None]:
         """A transaction for `fetch`, on a connection of `batches`."""
-        async with driver_of(connection).transaction():
-            if self._told_batches is not None:
-                await fetch(connection, self._told_batches, {})
-            yield
+        driver = driver_of(connection)
+        async with driver.transaction():
+            try:
+                if self._told_batches is not None:
+                    await fetch(connection, self._told_batches, {})
+                yield
+            except TimeoutError:  # who doesn't answer a command doesn't answer a ROLLBACK: don't wait for that as well
+                driver.terminate()
+                raise
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:

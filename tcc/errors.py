@@ -3,7 +3,7 @@
 TccError
 ├── Rejected          the request was wrong, or contradicts what already happened; nothing was done
 └── Unavailable       nothing is known to be wrong with the request; asking again is right
-    ├── Overloaded        the queue is full; nothing was done
+    ├── Overloaded        the queue is full, or doesn't move; nothing was done
     └── OutcomeUnknown    the database went away; what was asked may or may not have happened
 """
 
@@ -94,7 +94,7 @@ class Unavailable(TccError):
 
 
 class Overloaded(Unavailable):
-    """The queue is full; nothing was done."""
+    """The queue is full, or doesn't move; nothing was done."""
 
     def __init__(self) -> None:
         super().__init__("overloaded", "Too much work is waiting. Nothing was done; ask again shortly.")

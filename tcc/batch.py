@@ -89,7 +89,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What became of a group: outcomes of the commands that were applied, and the reply as it is stored.
+    """What became of a group: outcomes of the commands that were applied, and the reply as it is stored, which is
+    another's where the key had one already.
 
     `held` is set, and nothing was applied, where somebody holds the idempotency key.
     """
@@ -232,24 +233,25 @@ def next_rank(left: Sequence[Sequence[tuple[int, bool]]]) -> tuple[int, bool]:
 
 async def _answer(connection: AsyncConnection, running: Sequence[_Running]) -> list[Result]:
     """Store the replies of those that have one now, and forget the keys of those that came to nothing."""
-    stored: list[tuple[KeyRef, Reply]] = []
+    stored: dict[KeyRef, Reply] = {}
     released: list[KeyRef] = []
-    results = []
+    replies: list[tuple[KeyRef | None, Reply | None]] = []
     for r in running:
-        reply = None
-        if r.held is None and r.group.render is not None:
-            reply = r.group.render(r.outcomes)
-            ref = r.group.claim.ref if r.group.claim else r.group.answers
-            if ref and reply is FORGET:
-                released.append(ref)
-            elif ref and reply:
-                stored.append((ref, reply))
-        results.append(Result(r.outcomes, reply, r.held))
+        ref = r.group.claim.ref if r.group.claim else r.group.answers
+        reply = r.group.render(r.outcomes) if r.held is None and r.group.render is not None else None
+        if ref and reply is FORGET:
+            released.append(ref)
+        elif ref and reply:
+            stored[ref] = reply
+        replies.append((ref, reply))
     if stored:
-        await idempotency.store(connection, stored)
+        stored = await idempotency.store(connection, stored)
     if released:
         await idempotency.release(connection, released)
-    return results
+    return [
+        Result(r.outcomes, stored.get(ref, reply) if ref and reply else reply, r.held)
+        for r, (ref, reply) in zip(running, replies, strict=True)
+    ]
 
 
 class Lane:

@@ -73,11 +73,15 @@ class BranchState(msgspec.Struct, frozen=True):
 
 
 class Transaction(msgspec.Struct, frozen=True):
-    """A transaction as far as a driver knows it. `overdue`: its deadline has passed, says the database's clock."""
+    """A transaction as far as a driver knows it. `overdue`: its deadline has passed, says the database's clock.
+
+    `reply`: to the request that it is driven for, as the driver's own commit left it under that request's key.
+    """
 
     view: TransactionView
     branches: tuple[BranchState, ...]
     overdue: bool = False
+    reply: Reply | None = None
 
 
 TransactionReply = Callable[[Transaction], Reply | None]
@@ -279,7 +283,8 @@ class Coordinator:
         state = transaction.view.state
         if state not in TERMINAL or all(b.state in (state, State.REFUSED) for b in transaction.branches):
             return transaction
-        return await self.load(tenant_id, transaction.view.id, whole=False)
+        loaded = await self.load(tenant_id, transaction.view.id, whole=False)
+        return msgspec.structs.replace(loaded, reply=transaction.reply)
 
     async def _round(
         self,
@@ -320,6 +325,8 @@ class Coordinator:
         )
         for these, result in zip(groups.values(), results, strict=True):
             transaction = _learned(transaction, these, result.outcomes)
+            if result.reply:
+                transaction = msgspec.structs.replace(transaction, reply=result.reply)
         return transaction, dict(zip(asks, moves, strict=True))
 
     async def _postpone(
@@ -437,4 +444,4 @@ def _learned(transaction: Transaction, steps: Sequence[Step], outcomes: Sequence
                 )
             case TryBranch(branch) | MoveBranch(branch):
                 branches[branch.index] = msgspec.structs.replace(branches[branch.index], view=outcome.view)
-    return Transaction(view, tuple(branches), overdue)
+    return Transaction(view, tuple(branches), overdue, transaction.reply)

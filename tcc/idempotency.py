@@ -10,7 +10,7 @@ Reference: draft-ietf-httpapi-idempotency-key-header, and Stripe's practice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -97,9 +97,10 @@ _STORE = text(
 UPDATE idempotency_keys k SET status = c.status, body = c.body, location = c.location
 FROM unnest(CAST(:tenants AS text[]), CAST(:callers AS text[]), CAST(:operations AS text[]), CAST(:keys AS text[]),
     CAST(:statuses AS int[]), CAST(:bodies AS bytea[]), CAST(:locations AS text[]))
-  AS c(tenant_id, caller, operation, key, status, body, location)
+  WITH ORDINALITY AS c(tenant_id, caller, operation, key, status, body, location, ord)
 WHERE k.tenant_id = c.tenant_id AND k.caller = c.caller AND k.operation = c.operation AND k.key = c.key
-  AND k.status IS NULL"""
+  AND k.status IS NULL
+RETURNING c.ord"""
 )
 
 _RELEASE = text(
@@ -162,13 +163,18 @@ async def look(connection: AsyncConnection, refs: Sequence[KeyRef]) -> list[Held
     return found
 
 
-async def store(connection: AsyncConnection, replies: Sequence[tuple[KeyRef, Reply]]) -> None:
-    """Store replies. A key that has one keeps it."""
-    columns = _columns([ref for ref, _ in replies])
-    columns["statuses"] = [reply.status for _, reply in replies]
-    columns["bodies"] = [reply.body for _, reply in replies]
-    columns["locations"] = [reply.location for _, reply in replies]
-    await fetch(connection, _STORE, columns)
+async def store(connection: AsyncConnection, replies: Mapping[KeyRef, Reply]) -> dict[KeyRef, Reply]:
+    """Store replies; what the keys have now. A key that has a reply keeps it; only then is it looked at."""
+    refs = sorted(replies)
+    columns = _columns(refs)
+    columns["statuses"] = [replies[ref].status for ref in refs]
+    columns["bodies"] = [replies[ref].body for ref in refs]
+    columns["locations"] = [replies[ref].location for ref in refs]
+    stored = {refs[row.ord - 1] for row in await fetch(connection, _STORE, columns)}
+    others = [ref for ref in refs if ref not in stored]
+    found = await look(connection, others) if others else []
+    kept = {ref: held.reply for ref, held in zip(others, found, strict=True) if held and held.reply}
+    return {**replies, **kept}
 
 
 async def release(connection: AsyncConnection, refs: Sequence[KeyRef]) -> None:

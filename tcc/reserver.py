@@ -76,28 +76,30 @@ class Reserver:
         answers: KeyRef | None = None,
         reply: ReservationReply | None = None,
         patience_seconds: float = 0,
-    ) -> Outcome[ReservationView]:
-        """Ask the outside until the reservation no longer rests, or `patience_seconds` are over.
+    ) -> Result:
+        """Ask the outside until the reservation no longer rests, or `patience_seconds` are over. What the last answer
+        came to, with the reply that is then stored under `answers`.
 
         What is left is for a sweep: the row says when it is due.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + patience_seconds
-        outcome = Outcome(DONE, view, view.updated_at)
-        while outcome.view is not None and outcome.view.state in RESTING and not outcome.view.attention:
-            move = await self._asking.ask(context, outcome.view)
+        result = Result([Outcome(DONE, view, view.updated_at)])
+        resting: ReservationView | None = view
+        while resting is not None and resting.state in RESTING and not resting.attention:
+            move = await self._asking.ask(context, resting)
             seconds = move.retry_seconds or 0
             patient = move.event is Event.POSTPONE and not move.attention and loop.time() + seconds < until
             if patient:
                 # One that we shall ask again ourselves isn't due to anybody else before we had our turn.
                 move = msgspec.structs.replace(move, retry_seconds=seconds + self._settings.lease_seconds)
             result = await self._submit(view.resource, move, None, answers, reply)
-            outcome = result.outcomes[0]
+            resting = result.outcomes[0].view
             if move.event is Event.POSTPONE:
                 if not patient:
                     break
                 await asyncio.sleep(seconds)
-        return outcome
+        return result
 
     async def _submit(
         self,

@@ -61,11 +61,10 @@ class Service:
         """
         batcher = self.stores.of(resource) if resource else self.stores.home
         try:
-            await batcher.submit(Group(commands=[], answers=key, render=lambda _: reply))
-            held = await self.held(resource, key)
+            result = await batcher.submit(Group(commands=[], answers=key, render=lambda _: reply))
         except Unavailable:
             return reply
-        return held.reply if held and held.reply else reply
+        return result.reply or reply
 
     async def held(self, resource: str | None, key: KeyRef) -> Held | None:
         """What is stored under a key."""

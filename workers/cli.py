@@ -261,7 +261,9 @@ async def _retry(service: Service, id: UUID, resource: str | None) -> Standing:
         raise CannotDo(
             f"It belongs to a transaction, which alone decides for it: tcc-worker retry {outcome.view.transaction_id}"
         )
-    settled = await service.reserver.settle(context, outcome.view) if outcome.code == "done" else outcome
+    if outcome.code != "done":
+        return _standing(resource, outcome.view)
+    settled = (await service.reserver.settle(context, outcome.view)).outcomes[0]
     return _standing(resource, settled.view or outcome.view)
 
 

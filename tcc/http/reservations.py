@@ -138,7 +138,10 @@ class ReservationRoutes:
                 context, outcome.view, answers=answers, reply=reply, patience_seconds=seconds
             )
             with suppress(Unavailable):  # the intent is recorded, and a sweep will go on with it
-                outcome = await within(self._service.spawn(work), seconds) or outcome
+                result = await within(self._service.spawn(work), seconds) or result
+            if result.reply is not None and result.reply is not FORGET:
+                return respond(result.reply)
+            outcome = result.outcomes[0]
         if not outcome.ok or outcome.view is None:
             return respond(
                 self._replies.refused(outcome, context.correlation_id), retry=self._replies.retryable(outcome)

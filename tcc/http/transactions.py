@@ -144,19 +144,18 @@ class TransactionRoutes:
         reply: Callable[[Transaction], Reply | None],
         seconds: float,
     ) -> Response[bytes]:
-        """Drive on, and answer when there is something final to say, or 202 when the time is over."""
+        """Drive on, and answer when there is something final to say, or 202 when the time is over.
+
+        What is sent is what the key has, which need not be ours: a sweep may have ended it, and a repeat been told so.
+        """
         answers = claim.ref if claim else None
         final = reply(transaction)
-        stored = False
         if final is None:
             transaction = await self._drive(context, transaction, answers, reply, seconds)
-            final = reply(transaction)
-            stored = final is not None
-        if final is None:
-            final = self._replies.transaction(transaction, 202)
-        if answers and not stored:
-            final = await self._service.answer(None, answers, final)
-        return respond(final)
+            if transaction.reply is not None:
+                return respond(transaction.reply)
+            final = reply(transaction) or self._replies.transaction(transaction, 202)
+        return respond(await self._service.answer(None, answers, final) if answers else final)
 
     async def _drive(
         self,

@@ -12,6 +12,7 @@ from resources.registry import RESOURCES
 from tcc.commands import Context
 from tcc.http.bodies import begin_type, branch_type
 from tcc.http.requests import claim_of
+from tcc.idempotency import KeyRef, Reply
 from tcc.ids import new_id
 from tcc.service import Service
 from tcc.sweeps import Sweeper
@@ -198,6 +199,28 @@ async def test_a_key_that_is_in_flight_says_when_to_ask_again(
     other = await api.post(path, {**body, "reference": "another"}, key=key)
     assert other.code == "idempotency_key_reused"
     assert (await first).status == 201
+    assert same(await first, await api.post(path, body, key=key))
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/transactions", {"branches": [SLOW], "confirm": "auto"}),
+        ("/v1/payments/reservations", SLOW["claim"]),
+    ],
+)
+async def test_a_request_is_answered_with_what_its_key_has_though_somebody_else_was_first_to_store_it(
+    api: Api, service: Service, path: str, body: dict[str, Any]
+) -> None:
+    """A sweep ends what is asked for while the request itself is at it, and a repeat is told of that before it is."""
+    key = new_key()
+    first = asyncio.create_task(api.post(path, body, key=key))
+    (row,) = await eventually(lambda: rows(service, "SELECT caller, operation, key FROM idempotency_keys"))
+    resource = None if path == "/v1/transactions" else "payments"
+    told = Reply(201, b'{"state": "as the repeat was told"}', "/v1/somewhere")
+    stored = await service.answer(resource, KeyRef("default", row.caller, row.operation, row.key), told)
+    assert stored == told
+    assert (await first).body == told.body
     assert same(await first, await api.post(path, body, key=key))
 
 

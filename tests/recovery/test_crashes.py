@@ -193,14 +193,14 @@ async def test_a_single_authorisation_survives_lost_replies_with_one_key_for_eac
 ) -> None:
     held = (await hold(service, "payments", card(method))).view
     assert held is not None
-    tried = await service.reserver.settle(CONTEXT, held, patience_seconds=5)
+    tried = (await service.reserver.settle(CONTEXT, held, patience_seconds=5)).outcomes[0]
     assert tried.view is not None
     assert tried.view.state is State.TRIED
     reason = None if event is Event.CONFIRM else Reason.REQUESTED
     moved = await service.reserver.move(CONTEXT, resource="payments", id=held.id, event=event, reason=reason)
     view = moved.outcomes[0].view
     assert view is not None
-    outcome = await service.reserver.settle(CONTEXT, view, patience_seconds=5)
+    outcome = (await service.reserver.settle(CONTEXT, view, patience_seconds=5)).outcomes[0]
     assert outcome.view is not None
     assert outcome.view.state is (State.CONFIRMED if event is Event.CONFIRM else State.CANCELLED)
     last = "capture" if event is Event.CONFIRM else "void"
@@ -249,7 +249,7 @@ async def test_a_single_card_that_a_gateway_never_answers_for_is_given_up_at_its
     away = start_service(TCC_GATEWAY_URL="http://127.0.0.1:9", TCC_MAX_ATTEMPTS="1")
     held = (await hold(away, "payments", card(), ttl_seconds=0.5)).view
     assert held is not None
-    parked = await away.reserver.settle(CONTEXT, held)
+    parked = (await away.reserver.settle(CONTEXT, held)).outcomes[0]
     assert parked.view is not None
     assert parked.view.attention
     sweeper = Sweeper(away, "worker")

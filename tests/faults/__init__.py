@@ -1,0 +1,1 @@
+"""The product is broken on purpose, and must lose nothing: `make faults`."""

@@ -202,6 +202,17 @@ class Coordinator:
         command = MoveTransaction(**fields(context), id=id, event=event, reason=reason, ttl_seconds=ttl_seconds)
         return await self._stores.home.submit(Group(commands=[command], claim=claim, render=render))
 
+    async def retry(self, context: Context, id: UUID) -> Result:
+        """Take up again what waited for a person, its branches first. Raises `Rejected` (`not_found`)."""
+        transaction = await self.load(context.tenant_id, id)
+        moves = [
+            Move(**fields(context), id=b.plan.id, resource=b.plan.resource, transaction_id=id, event=Event.RETRY)
+            for b in transaction.branches
+            if _attention(b)
+        ]
+        await asyncio.gather(*(self._stores.of(move.resource).submit(Group(commands=[move])) for move in moves))
+        return await self.decide(context, id, Event.RETRY)
+
     async def extend_branches(self, context: Context, transaction: Transaction, ttl_seconds: float) -> Transaction:
         """Hold the branches as long as their transaction, which has just been extended, and the grace."""
         steps = [
@@ -252,15 +263,17 @@ class Coordinator:
             steps = self._stretch(known, due or plan(known))
             if park := next((step for step in steps if isinstance(step, Park)), None):
                 return await self._postpone(context, transaction, attention=park.why, seconds=0)
-            asks = [s.branch.index for s in steps if isinstance(s, AskBranch) and s.branch.index not in blocked]
+            asking = [step.branch.index for step in steps if isinstance(step, AskBranch)]
+            # One that waits for a person isn't asked again before that person has said so (`retry`).
+            stuck = {index: why for index in asking if (why := _attention(transaction.branches[index]))}
+            asks = [index for index in asking if index not in blocked and index not in stuck]
             doable = [step for step in steps if not isinstance(step, (AskBranch, Park))]
             if not asks and not doable:
-                if not blocked:
+                if not asking:
                     return await self._final(context.tenant_id, transaction)
-                seconds = min(move.retry_seconds or 0 for move in blocked.values())
-                # One that waits for a person must not keep those from their end that don't.
-                stuck = [move.attention for move in blocked.values() if move.attention]
-                attention = stuck[0] if len(stuck) == len(blocked) else None
+                # Those that wait for a person must not keep the others from their end.
+                attention = next(iter(stuck.values())) if len(stuck) == len(asking) else None
+                seconds = min((m.retry_seconds or 0 for m in blocked.values() if not m.attention), default=0)
                 patient = not attention and asyncio.get_running_loop().time() + seconds < until
                 # One that we shall ask again ourselves isn't due to anybody else before we had our turn.
                 lease = self._settings.lease_seconds if patient else 0
@@ -419,6 +432,11 @@ class Coordinator:
                 return MoveTransaction(**fields(context), id=transaction_id, event=event, reason=reason, cap=cap)
             case _:
                 raise AssertionError(f"{step} is not a command")
+
+
+def _attention(branch: BranchState) -> str | None:
+    """Why a branch waits for a person, if it does."""
+    return branch.view.attention if branch.view else None
 
 
 def _answer_to(step: Step, prepared: Mapping[int, Move]) -> Move | None:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
@@ -243,14 +243,15 @@ def retry(id: UUID, resource: str | None, as_json: bool) -> None:
 
 async def _retry(service: Service, id: UUID, resource: str | None) -> Standing:
     from tcc.commands import Context
+    from tcc.errors import Rejected
     from tcc.ids import new_id
     from tcc.machine import Event
     from tcc.sweeps import Sweeper
 
     context = Context(TENANT, ACTOR, new_id().hex)
     if resource is None:
-        result = await service.coordinator.decide(context, id, Event.RETRY)
-        if result.outcomes[0].code != "not_found":
+        with suppress(Rejected):  # no transaction then, but a reservation
+            await service.coordinator.retry(context, id)
             transaction = await Sweeper(service, ACTOR).drive(TENANT, id, context.correlation_id)
             return _standing("transaction", transaction.view)
     resource = await _resource_of(service, id, resource)

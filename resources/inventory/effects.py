@@ -4,6 +4,10 @@
 the shelf. One batch decides for many claims on the same shelf at once: a running sum over the claims in their order
 says which still fit. A claim that would fit alone, but not behind the others, is decided again when those others are
 settled, so that a large claim which is refused never refuses the small ones behind it.
+
+What a Try writes comes from the shelf as it was locked, not from the row that the UPDATE sees: that may be one from
+before we waited for the lock, and PostgreSQL checks the constraints of what would become of it before it looks for
+the newer one. Stock that was just given back would fail a claim that it could serve.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ lines AS MATERIALIZED (
   FROM fresh f CROSS JOIN LATERAL {_LINES.format(claim="f.claim")}
   GROUP BY 1, 2, 3, 4),
 shelf AS MATERIALIZED (
-  SELECT i.tenant_id, i.sku, i.location, i.available FROM inventory_items i
+  SELECT i.tenant_id, i.sku, i.location, i.on_hand, i.available, i.held FROM inventory_items i
   WHERE (i.sku, i.location, i.tenant_id) IN (SELECT l.sku, l.location, l.tenant_id FROM lines l)
   ORDER BY i.tenant_id, i.sku, i.location FOR NO KEY UPDATE),
 weighed AS (
@@ -45,10 +49,10 @@ decided AS MATERIALIZED (
   FROM weighed GROUP BY ord)""",
     on_try="""
 taken AS (
-  UPDATE inventory_items i SET available = i.available - t.quantity, held = i.held + t.quantity
-  FROM (SELECT l.tenant_id, l.sku, l.location, sum(l.quantity) AS quantity
-        FROM accepted a JOIN lines l ON l.ord = a.ord GROUP BY 1, 2, 3) t
-  WHERE i.sku = t.sku AND i.location = t.location AND i.tenant_id = t.tenant_id)""",
+  UPDATE inventory_items i SET on_hand = s.on_hand, available = s.available - t.quantity, held = s.held + t.quantity
+  FROM shelf s JOIN (SELECT l.tenant_id, l.sku, l.location, sum(l.quantity) AS quantity
+                     FROM accepted a JOIN lines l ON l.ord = a.ord GROUP BY 1, 2, 3) t USING (sku, location, tenant_id)
+  WHERE i.sku = s.sku AND i.location = s.location AND i.tenant_id = s.tenant_id)""",
     on_move=f"""
 lines AS MATERIALIZED (
   SELECT m.tenant_id, x.sku, COALESCE(x.location, 'default') AS location, sum(x.quantity) AS quantity,

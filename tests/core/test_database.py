@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 
 from resources.registry import RESOURCES
-from tcc.db import Database, fetch
+from tcc.db import Database, Failure, failure_of, fetch
 from tcc.errors import Unavailable
 from tcc.schema import SchemaMismatch, check_schema, migrate
 from tcc.settings import Settings, SettingsError
@@ -71,3 +72,8 @@ async def test_a_schema_that_is_older_says_what_to_do(database_url: str) -> None
 def test_settings_that_make_no_sense_are_named(wrong: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="TCC_"):
         Settings.from_environment(wrong)
+
+
+def test_a_driver_that_lost_its_place_has_lost_the_connection_and_nobody_is_blamed_for_it() -> None:
+    """As when a backend is killed between two of its messages: whether it had committed is unknown."""
+    assert failure_of(asyncpg.InternalClientError("got result for unknown protocol state 3")) is Failure.LOST

@@ -329,3 +329,26 @@ async def test_stock_alone_is_given_back_by_whichever_worker_comes_first_once(st
 
     await eventually(given_back)
     assert await broken(services[0]) == []
+
+
+async def test_a_capture_refused_for_good_is_not_asked_again_before_a_person_says_so(
+    service: Service, sandbox: SandboxProcess
+) -> None:
+    """Not even by a driver that comes after one which died between noting it on the branch and on the transaction."""
+    await put_stock(service, "MUG", 1)
+    transaction = await place(service, "MUG", method="tok_capture_refused")
+    id, payment = transaction.view.id, payment_of(transaction)
+
+    def captures() -> list[str]:
+        entries = sandbox.ledger(reference=str(payment))["operations"]
+        return [entry["key"] for entry in entries if entry["operation"] == "capture"]
+
+    async with service.stores.home.database.reads.begin() as connection:
+        await connection.exec_driver_sql("UPDATE transactions SET attention = NULL, attention_since = NULL")
+    driven = await service.coordinator.drive(CONTEXT, await service.coordinator.load(TENANT, id))
+    assert driven.view.attention
+    assert len(captures()) == 1
+    await service.coordinator.retry(CONTEXT, id)
+    retried = await service.coordinator.drive(CONTEXT, await service.coordinator.load(TENANT, id))
+    assert (retried.view.state, bool(retried.view.attention)) == (State.CONFIRMING, True)
+    assert len(set(captures())) == 2

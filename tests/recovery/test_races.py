@@ -206,6 +206,20 @@ async def test_a_confirm_that_waits_while_the_transaction_becomes_tried_confirms
         assert (await confirm).code == DONE
 
 
+async def test_a_try_that_waits_while_stock_is_given_back_gets_it(service: Service, database_url: str) -> None:
+    await put_stock(service, "MUG", 1)
+    await hold(service, "inventory", stock(("MUG", 1)))
+    async with raw(database_url) as other:
+        giving_back = other.transaction()
+        await giving_back.start()
+        await other.execute("UPDATE inventory_items SET available = available + 1, held = held - 1")
+        second = asyncio.create_task(hold(service, "inventory", stock(("MUG", 1))))
+        await eventually(lambda: somebody_waits(other))
+        await giving_back.commit()
+    assert (await second).code == DONE
+    assert await shelf(service, "MUG") == (0, 1, 0)
+
+
 async def test_a_poisonous_group_is_refused_alone(service: Service) -> None:
     await put_stock(service, "MUG", 100)
     poison = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -68,6 +68,8 @@ UPDATE transactions t SET due_at = clock_timestamp() + make_interval(secs => :le
 FROM due d WHERE t.tenant_id = d.tenant_id AND t.id = d.id
 RETURNING t.tenant_id, t.id, t.correlation_id"""
 )
+
+_CLOCK = text("SELECT clock_timestamp() AS now")
 
 _STANDING = text(
     """
@@ -176,11 +178,13 @@ class Sweeper:
     async def reconcile(self, *, tenant_id: str, since: timedelta) -> list[Finding]:
         """Compare what the outside holds with what we hold, for what changed there lately.
 
-        Raises `OutsideUnreachable`.
+        Raises `OutsideUnreachable`, and `Unavailable` when a database is away.
         """
         findings: list[Finding] = []
-        # The other side's clock and ours may differ: look back a little further.
-        moment = datetime.now(UTC) - since - timedelta(minutes=5)
+        # Whoever sweeps may have a clock that is hours off, and would look at nothing: the time is the database's. The
+        # other side's may still differ from it: look back a little further.
+        (clock,) = await self._service.stores.home.database.read(_CLOCK)
+        moment = clock.now - since - timedelta(minutes=5)
         for resource in self._service.stores.resources.values():
             if resource.external:
                 findings += await self._mismatches(resource.name, tenant_id, moment)

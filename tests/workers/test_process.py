@@ -14,7 +14,9 @@ from arq.constants import job_key_prefix
 from redis.asyncio import Redis
 from sqlalchemy import text
 
+from resources.payments.gateways import open_gateway
 from tcc.dev.servers import ValkeyServer
+from tcc.ids import new_id
 from tcc.machine import State
 from tcc.service import Service
 from tcc.wakeups import QUEUE, Wakeups
@@ -39,11 +41,24 @@ from tests.recovery.scenes import (
 from tests.workers.processes import running_worker
 from workers.run import WorkerProcess
 
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+"""Debian's; it gives a process a clock of its own."""
+
 SELDOM = "3600"
 """A sweep interval for tests in which no sweep may help."""
 
 TAKEN_UP = text("SELECT id FROM transactions WHERE due_at > created_at + interval '0.9 seconds'")
 """Those whose first lease (half a second) is over, and that a worker has taken for another."""
+
+
+@pytest.fixture
+def own_sandbox(tmp_path: Path, environment: dict[str, str]) -> Iterator[SandboxProcess]:
+    """A gateway with nobody's reservations but the test's: reconciling looks at all of them."""
+    process = SandboxProcess(tmp_path)
+    process.start()
+    environment["TCC_GATEWAY_URL"] = process.url
+    yield process
+    process.stop()
 
 
 @pytest.fixture
@@ -60,6 +75,20 @@ async def job_of(redis: Redis) -> bytes | None:
         body: bytes | None = await redis.get(key)
         return body
     return None
+
+
+@pytest.mark.skipif(not FAKETIME.exists(), reason="libfaketime is not installed")
+async def test_a_worker_whose_clock_is_two_hours_ahead_reconciles_what_changed_lately(
+    own_sandbox: SandboxProcess, environment: dict[str, str]
+) -> None:
+    reference = str(new_id())
+    gateway = open_gateway(own_sandbox.url)
+    await gateway.authorise(reference=reference, amount=500, currency="EUR", payment_method="tok_ok", key="unknown")
+    await gateway.aclose()
+    ahead = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": "+2h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    async with running_worker(environment | ahead | {"TCC_RECONCILE_INTERVAL_SECONDS": "0.5"}) as worker:
+        await eventually(lambda: worker.says("worker_started"))
+        await eventually(lambda: worker.says(reference))
 
 
 async def test_a_wakeup_drives_a_transaction_long_before_a_sweep_would(

@@ -60,8 +60,17 @@ async def crash_everywhere(
         service = start_service()
         CrashingProcess(service, at=at, when=when, monkeypatch=monkeypatch)
         try:
+            # Those that nobody decides are ended by their deadline; the others must not meet it, however slow we are.
+            ttl_seconds = 60 if confirm == "auto" else 3
             await place(
-                service, "MUG", id=id, method=method, confirm=confirm, ttl_seconds=3, then=then, patience_seconds=5
+                service,
+                "MUG",
+                id=id,
+                method=method,
+                confirm=confirm,
+                ttl_seconds=ttl_seconds,
+                then=then,
+                patience_seconds=5,
             )
         except Crash:
             continue

@@ -60,6 +60,7 @@ def main() -> int:
             "TCC_DATABASE_URL": postgres.url(),
             "TCC_GATEWAY_URL": "instant:",
             "TCC_LOG_FORMAT": "json",
+            "TCC_DRAIN_SECONDS": "0",
         }
         postgres.create_database()
         tcc = Path(sys.executable).with_name("tcc")

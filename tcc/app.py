@@ -9,6 +9,7 @@ from typing import Any
 
 from resources.registry import RESOURCES
 from tcc.http.app import create_app
+from tcc.http.draining import Draining
 from tcc.logs import configure_logs
 from tcc.service import open_service
 from tcc.settings import Settings
@@ -27,4 +28,5 @@ def create() -> Any:
         lambda: open_service(settings, RESOURCES, environment, application="tcc-api"),
         version=version("tcc"),
         max_body_bytes=settings.max_body_bytes,
+        draining=Draining(settings.drain_seconds),
     )

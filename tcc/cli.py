@@ -109,7 +109,7 @@ def serve(host: str, port: int, processes: int) -> None:
     Example:
       TCC_DATABASE_URL=postgresql://tcc@db/tcc tcc serve --host 0.0.0.0 --processes 4
     """
-    import uvicorn
+    from tcc.http.serving import serve as serve_api
 
     environment = dict(os.environ)
     settings = Settings.from_environment(environment)
@@ -120,24 +120,7 @@ def serve(host: str, port: int, processes: int) -> None:
         await check_databases(settings, RESOURCES, environment)
 
     asyncio.run(check())
-    uvicorn.run(
-        "tcc.app:create",
-        factory=True,
-        host=host,
-        port=port,
-        workers=processes if processes > 1 else None,
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        date_header=False,
-        timeout_graceful_shutdown=20,
-        timeout_keep_alive=75,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        proxy_headers=False,
-        lifespan="on",
-    )
+    serve_api(host=host, port=port, processes=processes)
 
 
 @main.command()

@@ -49,6 +49,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sweep_size: Count = 500
     reconcile_interval_seconds: Positive = 300
     max_body_bytes: Count = 256 * 1024
+    drain_seconds: NotNegative = 5
+    """How long the API goes on serving after it was told to stop, and says on /readyz that it will."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:

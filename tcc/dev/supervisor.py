@@ -63,6 +63,7 @@ class Stack:
         self._programs = programs or Path(sys.executable).parent
         self.environment = {
             "TCC_LOG_FORMAT": "console",
+            "TCC_DRAIN_SECONDS": "0",  # nobody else sends requests here
             "PYTHONUNBUFFERED": "1",
             **given,
             "TCC_GATEWAY_URL": self.sandbox_url,

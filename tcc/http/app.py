@@ -15,6 +15,7 @@ from litestar.openapi.plugins import ScalarRenderPlugin
 
 from tcc.errors import FieldError, TccError
 from tcc.http.direct import Direct
+from tcc.http.draining import Draining
 from tcc.http.edge import Edge
 from tcc.http.health import health_handlers
 from tcc.http.problems import MEDIA_TYPE, Problem, Problems, retry_after
@@ -29,28 +30,43 @@ _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 """What Litestar itself may find wrong with a request, by its statuses."""
 
 
-def create_app(open_service: Callable[[], Service], *, version: str, max_body_bytes: int) -> Any:
+def create_app(open_service: Callable[[], Service], *, version: str, max_body_bytes: int, draining: Draining) -> Any:
     """The application. The service is opened when it starts, in its event loop, and closed when it ends."""
-    return _Starting(open_service, version, max_body_bytes)
+    return _Starting(open_service, version, max_body_bytes, draining)
 
 
 class _Starting:
     """Builds the application inside the running loop, since batchers are tasks of it."""
 
-    def __init__(self, open_service: Callable[[], Service], version: str, max_body_bytes: int) -> None:
+    def __init__(
+        self, open_service: Callable[[], Service], version: str, max_body_bytes: int, draining: Draining
+    ) -> None:
         self._open_service = open_service
         self._version = version
         self._max_body_bytes = max_body_bytes
+        self._draining = draining
         self._application: Any = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self._application is None:
-            self._application = build_app(self._open_service(), self._version, self._max_body_bytes)
+            self._application = build_app(
+                self._open_service(), self._version, self._max_body_bytes, draining=self._draining
+            )
+            self._draining.watch()
+            log.info("api_started")
         await self._application(scope, receive, send)
 
 
-def build_app(service: Service, version: str, max_body_bytes: int, *, owns_service: bool = True) -> Any:
+def build_app(
+    service: Service,
+    version: str,
+    max_body_bytes: int,
+    *,
+    draining: Draining | None = None,
+    owns_service: bool = True,
+) -> Any:
     """The application around an open service, which it closes at its end if it owns it."""
+    draining = draining or Draining(0)
     resources = list(service.stores.resources.values())
     problems = Problems(resources)
     replies = Replies(problems)
@@ -71,7 +87,7 @@ def build_app(service: Service, version: str, max_body_bytes: int, *, owns_servi
     direct = {try_path(resource): routes.try_ for routes, resource in reservations} | {BEGIN_PATH: transactions.begin}
     application = Litestar(
         route_handlers=[
-            *health_handlers(service),
+            *health_handlers(service, draining),
             *transaction_handlers(transactions),
             *(handler for routes, resource in reservations for handler in reservation_handlers(routes, resource)),
             *(handler for resource in resources for handler in resource.handlers(service)),
@@ -87,7 +103,7 @@ def build_app(service: Service, version: str, max_body_bytes: int, *, owns_servi
         ),
         logging_config=None,
     )
-    return Edge(application, problems, Direct(direct, on_error, max_body_bytes))
+    return Edge(application, problems, Direct(direct, on_error, max_body_bytes), draining)
 
 
 OnError = Callable[[Any, Any], Response[bytes]]

@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import text
 
 from tcc.batch import Batcher
+from tcc.http.draining import Draining
 from tcc.http.openapi import operation
 from tcc.machine import OPEN, State
 from tcc.schema import SchemaMismatch, check_schema
@@ -34,10 +35,12 @@ READY_SECONDS = 5
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Whether each database can be reached and has the right schema: `ok`, or what is wrong."""
+    """Whether it should be sent requests: not while it is `draining`, about to stop, when it looks at no database."""
 
     ready: bool
     databases: dict[str, str]
+    """Whether each can be reached and has the right schema: `ok`, or what is wrong."""
+    draining: bool = False
 
 
 async def refresh(service: Service) -> None:
@@ -64,7 +67,7 @@ async def refresh(service: Service) -> None:
     metrics.overdue.set(max(0, *overdue))
 
 
-def health_handlers(service: Service) -> list[Any]:
+def health_handlers(service: Service, draining: Draining) -> list[Any]:
     """Litestar handlers for probes and scrapes."""
 
     @get(
@@ -83,6 +86,8 @@ def health_handlers(service: Service) -> list[Any]:
         operation_class=operation(replies={200: ("It can.", Ready), 503: ("It can't.", Ready)}),
     )
     async def readyz() -> Response[bytes]:
+        if draining.begun:
+            return _ready(Ready(ready=False, databases={}, draining=True))
         known = list(service.stores.resources.values())
 
         async def look(batcher: Batcher, resources: Any) -> tuple[str, str]:
@@ -97,9 +102,7 @@ def health_handlers(service: Service) -> list[Any]:
 
         found = dict(await asyncio.gather(*(look(b, r) for b, r in service.stores.distinct())))
         ready = all(state == "ok" for state in found.values())
-        return Response(
-            msgspec.json.encode(Ready(ready, found)), status_code=200 if ready else 503, media_type="application/json"
-        )
+        return _ready(Ready(ready, found))
 
     @get(
         "/metrics",
@@ -116,3 +119,8 @@ def health_handlers(service: Service) -> list[Any]:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return [healthz, readyz, metrics]
+
+
+def _ready(ready: Ready) -> Response[bytes]:
+    status = 200 if ready.ready else 503
+    return Response(msgspec.json.encode(ready), status_code=status, media_type="application/json")

@@ -75,6 +75,7 @@ def test_a_stack_starts_each_part_with_the_addresses_it_needs(stack: Stack) -> N
     assert worker["TCC_REDIS_URL"] == stack.redis_url
     assert worker["TCC_GATEWAY_URL"] == stack.sandbox_url
     assert worker["TCC_LOG_FORMAT"] == "console"
+    assert worker["TCC_DRAIN_SECONDS"] == "0"
     assert (stack.data / "logs" / "migrate.log").read_text() == "running migrate\n"
 
 

@@ -1,0 +1,56 @@
+"""The API's server: uvicorn, in one process or several."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from tcc.http.draining import ENDING
+
+
+class Processes(Multiprocess):
+    """uvicorn's supervisor, above processes that take their time to stop."""
+
+    def terminate_all(self) -> None:
+        """Have all processes end; a further signal to this one skips their draining."""
+        super().terminate_all()
+        for listening in self.sockets:
+            listening.close()  # or connections would wait here unanswered once the processes take no more of them
+        for number in ENDING:
+            signal.signal(number, self._hurry)
+
+    def _hurry(self, _number: int, _frame: FrameType | None) -> None:
+        for process in self.processes:
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, signal.SIGINT)
+
+
+def serve(*, host: str, port: int, processes: int) -> None:
+    """Serve the API until a signal ends it."""
+    application = "tcc.app:create"
+    options: dict[str, Any] = {
+        "factory": True,
+        "host": host,
+        "port": port,
+        "access_log": False,
+        "log_level": "warning",
+        "server_header": False,
+        "date_header": False,
+        "timeout_graceful_shutdown": 20,
+        "timeout_keep_alive": 75,
+        "loop": "uvloop",
+        "http": "httptools",
+        "ws": "none",
+        "proxy_headers": False,
+        "lifespan": "on",
+    }
+    if processes > 1:
+        config = uvicorn.Config(application, workers=processes, **options)
+        Processes(config, [config.bind_socket()]).run()
+    else:
+        uvicorn.run(application, workers=None, **options)

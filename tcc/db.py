@@ -50,6 +50,10 @@ def _unread(document: str) -> msgspec.Raw:
     return msgspec.Raw(document.encode())
 
 
+class Conflict(Exception):
+    """Another transaction came first, and what it did is seen only from a new one."""
+
+
 class Failure(Enum):
     """What an error of the database means for the work that met it."""
 
@@ -81,6 +85,8 @@ def failure_of(error: BaseException) -> Failure:
         if invalidated or state.startswith(_LOST_CLASSES) or state in _LOST_CODES or not state:
             return Failure.LOST
         return Failure.POISON
+    if isinstance(error, Conflict):
+        return Failure.CONFLICT
     # InternalClientError: the driver lost its place in what the server says, as when a backend dies in the middle.
     if isinstance(error, (OSError, asyncio.TimeoutError, EOFError, PoolTimeout, asyncpg.InternalClientError)) or (
         isinstance(error, asyncpg.InterfaceError) and not isinstance(error, ValueError)  # those are about values

@@ -10,10 +10,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tcc.commands import DONE, REPEATED, Move, Outcome, ReservationView, Try, View
-from tcc.db import fetch
+from tcc.db import Conflict, fetch
 from tcc.machine import RESERVATION, Event, Machine, Reason, State
 from tcc.resource import Resource
-from tcc.sql import move_sql, try_sql
+from tcc.sql import bury_sql, move_sql, try_sql
 
 AGAIN = "again"
 """The code of a command that must be applied once more in the same transaction: others came first."""
@@ -74,7 +74,7 @@ class Tries:
 
 def verdict(machine: Machine, event: Event, row: Any) -> str:
     """The code of what became of an event, from a row of one of the statements that move."""
-    if row.how in ("moved", "buried"):
+    if row.how == "moved":
         return DONE
     if not row.owned:
         return "part_of_transaction"
@@ -101,12 +101,32 @@ class Moves:
 
     def __init__(self, resource: Resource, *, lease_seconds: float) -> None:
         self._sql = text(move_sql(resource.name, resource.effects, external=resource.external))
+        self._bury_sql = text(bury_sql(resource.name))
         self._lease_seconds = lease_seconds
 
     async def apply(self, connection: AsyncConnection, commands: Sequence[Move]) -> list[Outcome[ReservationView]]:
         """One outcome for each command, in their order."""
         parameters = {"commands": _encode(commands).decode(), "lease_seconds": self._lease_seconds}
         rows = await fetch(connection, self._sql, parameters)
-        # A cancel that left no tombstone: a Try of the same id committed after this statement's snapshot. Look again.
-        missing = [AGAIN if command.event is Event.CANCEL else "not_found" for command in commands]
-        return moved(RESERVATION, [command.event for command in commands], rows, reservation_view, missing)
+        outcomes = moved(
+            RESERVATION,
+            [command.event for command in commands],
+            rows,
+            reservation_view,
+            ["not_found"] * len(commands),
+        )
+        empty = [n for n, command in enumerate(commands) if command.event is Event.CANCEL and not outcomes[n].view]
+        if empty:
+            buried = await self._bury(connection, [commands[n] for n in empty])
+            for n, outcome in zip(empty, buried, strict=True):
+                outcomes[n] = outcome
+        return outcomes
+
+    async def _bury(self, connection: AsyncConnection, cancels: Sequence[Move]) -> list[Outcome[ReservationView]]:
+        """Leave tombstones for cancels of ids that were never tried."""
+        rows = await fetch(connection, self._bury_sql, {"commands": _encode(cancels).decode()})
+        if len(rows) < len(cancels):
+            # A Try of the same id committed after our snapshot. Its row comes before what we have locked by now.
+            raise Conflict("An id was tried while its cancel looked for it.")
+        views = {row.ord: reservation_view(row) for row in rows}
+        return [Outcome(DONE, views[n], views[n].updated_at) for n in range(1, len(cancels) + 1)]

@@ -1,8 +1,8 @@
-"""The two statements by which reservations and transactions change: recorded once, and moved by events.
+"""The statements by which reservations and transactions change: recorded once, and moved by events.
 
-Both take all their commands as one JSON array, apply them in one data-modifying statement, and return a row for each.
-A resource's own effects are spliced in (`tcc.resource`). Order of locks: the row itself, sorted by key, then whatever
-the effects lock, sorted too.
+Each takes all its commands as one JSON array, applies them in one data-modifying statement, and returns a row for each.
+A resource's own effects are spliced in (`tcc.resource`). Order of locks: rows that are there, sorted by key, then
+whatever the effects lock, sorted too, then rows that are new.
 
 Time: `clock` counts the rows of the locking expression before it, so `clock_timestamp()` is read after every lock is
 held. `now()`, or `clock_timestamp()` in the WHERE clause of the locking query, would confirm what had expired while
@@ -198,7 +198,7 @@ def _journaled(resource: str, transaction: str) -> str:
 _UNMOVED: Final = "judged x WHERE x.ord NOT IN (SELECT m.ord FROM moved_rows m)"
 
 
-def _outcomes(view: str, *more: tuple[str, str]) -> str:
+def _outcomes(view: str) -> str:
     return f"""
 SELECT k.now, s.* FROM clock k LEFT JOIN (
   {
@@ -208,7 +208,6 @@ SELECT k.now, s.* FROM clock k LEFT JOIN (
                 "'moved' AS how, x.source AS before, true AS allowed, true AS in_time, true AS owned",
                 "moved_rows x",
             ),
-            *more,
             ("'found', x.state, x.target IS NOT NULL, x.in_time, x.owned", _UNMOVED),
         )
     }) s ON true"""
@@ -217,7 +216,7 @@ SELECT k.now, s.* FROM clock k LEFT JOIN (
 def move_sql(resource: str, effects: Effects, *, external: bool) -> str:
     """Moves: (now, ord, how, state before, allowed, in_time, owned, the reservation's columns).
 
-    `how` is `moved`, `buried` (a tombstone was left) or `found` (and not moved); no row: there is no such reservation.
+    `how` is `moved` or `found` (and not moved); no row: there is no such reservation.
     """
     machine = RESERVATION if external else RESERVATION.local()
     columns = f"{_MOVE_COLUMNS}, transaction_id uuid, exchanges jsonb"
@@ -229,26 +228,44 @@ def move_sql(resource: str, effects: Effects, *, external: bool) -> str:
     m.said_detail AS detail, m.now
   FROM moved_rows m)""",
         effects.on_move,
-        """tombstones AS (
+        _journaled("x.resource", "x.transaction_id"),
+    ) + _outcomes(RESERVATION_VIEW)
+
+
+def bury_sql(resource: str) -> str:
+    """Tombstones for cancels that found nothing: (ord, how, the reservation's columns); no row for an id that somebody
+    recorded meanwhile.
+
+    A statement of its own, after the moves: they lock what the effects share, and a Try locks that before its own row.
+    A row that is there by now is not tried to be inserted, which would wait for whoever is moving it.
+    """
+    return (
+        _with(
+            _cmd(f"{_COMMAND_COLUMNS}, transaction_id uuid", resource),
+            "clock AS MATERIALIZED (SELECT clock_timestamp() AS now)",
+            """tombstones AS (
   INSERT INTO reservations (tenant_id, resource, id, state, reason, transaction_id, claim, expires_at, created_at,
     updated_at, correlation_id)
   SELECT c.tenant_id, c.resource, c.id, 'cancelled', 'never_tried', c.transaction_id, 'null'::jsonb, k.now, k.now,
     k.now, c.correlation_id
   FROM cmd c CROSS JOIN clock k
-  WHERE c.event = 'cancel' AND c.ord NOT IN (SELECT l.ord FROM locked l)
+  WHERE NOT EXISTS (
+    SELECT FROM reservations r WHERE r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id)
   ORDER BY c.tenant_id, c.id
   ON CONFLICT DO NOTHING
   RETURNING *)""",
-        """buried AS MATERIALIZED (
+            """buried AS MATERIALIZED (
   SELECT c.ord, c.entry_id, c.actor, t.* FROM tombstones t JOIN cmd c ON c.id = t.id AND c.tenant_id = t.tenant_id)""",
-        _journaled("x.resource", "x.transaction_id"),
-        """buried_journal AS (
+            """journaled AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
     correlation_id, actor)
   SELECT b.tenant_id, b.id, b.entry_id, b.transaction_id, b.resource, b.created_at, 'cancel', NULL, b.state, b.reason,
     b.correlation_id, b.actor
   FROM buried b)""",
-    ) + _outcomes(RESERVATION_VIEW, ("'buried', NULL, true, true, true", "buried x"))
+        )
+        + f"""
+{_shown(RESERVATION_VIEW, ("'buried' AS how", "buried x"))}"""
+    )
 
 
 def begin_sql() -> str:

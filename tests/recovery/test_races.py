@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -315,6 +316,42 @@ async def test_claims_on_many_skus_in_any_order_never_deadlock(start_service: Op
 
     await asyncio.gather(*(customer(service) for service in services for _ in range(16)))
     assert [conflicts(service) for service in services] == [0, 0, 0]
+    assert await broken(services[0]) == []
+
+
+async def test_try_confirm_and_cancel_of_the_same_ids_in_any_order_never_deadlock(
+    start_service: OpenService, database_url: str
+) -> None:
+    """Cancels that find nothing leave tombstones, and those of the same statement that find something give back stock:
+    neither may be waited for by a Try that has locked the other."""
+    services = [start_service() for _ in range(2)]
+    skus = [f"SKU-{n}" for n in range(4)]
+    for sku in skus:
+        await put_stock(services[0], sku, 100_000)
+
+    async def tried(id: UUID) -> None:
+        lines = [(sku, 1) for sku in random.sample(skus, 2)]
+        assert (await hold(random.choice(services), "inventory", stock(*lines), id=id)).code in (
+            DONE,
+            "already_cancelled",
+        )
+
+    async def moved(id: UUID, event: Event) -> None:
+        reason = Reason.REQUESTED if event is Event.CANCEL else None
+        await random.choice(services).reserver.move(CONTEXT, resource="inventory", id=id, event=event, reason=reason)
+
+    for _ in range(12):
+        old, new = [new_id() for _ in range(24)], [new_id() for _ in range(24)]
+        await asyncio.gather(*(tried(id) for id in old))
+        work = [tried(id) for id in new]
+        work += [moved(id, random.choice((Event.CONFIRM, Event.CANCEL))) for id in old]
+        work += [moved(id, Event.CANCEL) for id in (*new, *new)]
+        random.shuffle(work)
+        await asyncio.gather(*work)
+    async with raw(database_url) as connection:
+        await connection.execute("SELECT pg_stat_force_next_flush()")
+        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        assert await connection.fetchval(deadlocks) == 0
     assert await broken(services[0]) == []
 
 

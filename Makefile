@@ -6,10 +6,12 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 UV     := uv==0.13.9
 ARGS   ?=
+MINUTES ?= 8
+SEED   ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run demo test check format bench-quick bench-expiry lock
+.PHONY: help run demo test faults check format bench-quick bench-expiry lock
 
 help: ## Show this help
 	@echo "tcc: reserve several things safely, or not at all. Usage: make <target> [ARGS='…']"
@@ -24,6 +26,9 @@ demo: $(READY) ## Play orders that confirm, sell out, are declined, expire and c
 
 test: $(READY) ## Run the tests, on real servers; ARGS='-k name' for some of them
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: $(READY) ## Break everything on purpose, under load, for 8 minutes; MINUTES=30 SEED=7 for another run
+	@$(BIN)/python -m tests.faults --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: $(READY) ## Formatting, lint, types, and the layers between modules
 	$(BIN)/ruff format --check .

@@ -58,6 +58,8 @@ class Held(msgspec.Struct, frozen=True):
     subject_id: UUID
     token: UUID
     reply: Reply | None
+    age_seconds: float
+    """Since it was claimed, on the database's clock."""
 
 
 def fingerprint(*parts: bytes) -> bytes:
@@ -86,7 +88,8 @@ SELECT c.ord FROM cmd c JOIN claimed k USING (tenant_id, caller, operation, key)
 
 _LOOK = text(
     """
-SELECT c.ord, k.fingerprint, k.subject_id, k.token, k.status, k.body, k.location
+SELECT c.ord, k.fingerprint, k.subject_id, k.token, k.status, k.body, k.location,
+  EXTRACT(epoch FROM clock_timestamp() - k.created_at)::float8 AS age_seconds
 FROM unnest(CAST(:tenants AS text[]), CAST(:callers AS text[]), CAST(:operations AS text[]), CAST(:keys AS text[]))
   WITH ORDINALITY AS c(tenant_id, caller, operation, key, ord)
 JOIN idempotency_keys k USING (tenant_id, caller, operation, key)"""
@@ -159,7 +162,7 @@ async def look(connection: AsyncConnection, refs: Sequence[KeyRef]) -> list[Held
     found: list[Held | None] = [None] * len(refs)
     for row in await fetch(connection, _LOOK, _columns(refs)):
         reply = None if row.status is None else Reply(row.status, bytes(row.body), row.location)
-        found[row.ord - 1] = Held(bytes(row.fingerprint), row.subject_id, row.token, reply)
+        found[row.ord - 1] = Held(bytes(row.fingerprint), row.subject_id, row.token, reply, row.age_seconds)
     return found
 
 

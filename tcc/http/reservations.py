@@ -156,7 +156,12 @@ class ReservationRoutes:
     def _current(self, reply: ReservationReply) -> Current:
         async def current(held: Held) -> Reply | None:
             view = await self._read(held.subject_id)
-            return None if view is None else reply(Outcome("repeated", view, view.updated_at))
+            if view is None:
+                return None
+            accepted = held.age_seconds > self._service.settings.default_wait_seconds or view.attention
+            return reply(Outcome("repeated", view, view.updated_at)) or (
+                self._replies.reservation(view, 202, reservation_location(view)) if accepted else None
+            )
 
         return current
 

@@ -16,7 +16,8 @@ from tcc.service import Service
 T = TypeVar("T")
 
 Current = Callable[[Held], Awaitable[Reply | None]]
-"""The reply to a request that crashed, from what there is now of its subject; None while that isn't at rest."""
+"""The reply to a request that crashed, from what there is now of its subject; None while that is under way, and for
+no longer than the request itself would have waited: then it is the 202 that it would have been given."""
 
 
 def respond(reply: Reply, *, replayed: bool = False, retry: bool = False) -> Response[bytes]:

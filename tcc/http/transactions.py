@@ -182,7 +182,9 @@ class TransactionRoutes:
 
     def _current(self, context: Context, reply: Callable[[Transaction], Reply | None]) -> Current:
         async def current(held: Held) -> Reply | None:
-            return reply(await self._coordinator.load(context.tenant_id, held.subject_id))
+            transaction = await self._coordinator.load(context.tenant_id, held.subject_id)
+            accepted = held.age_seconds > self._service.settings.default_wait_seconds or transaction.view.attention
+            return reply(transaction) or (self._replies.transaction(transaction, 202) if accepted else None)
 
         return current
 

@@ -45,7 +45,9 @@ def main(minutes: float, seed: int | None, only: str, listing: bool) -> None:
     data = Path(tempfile.mkdtemp(prefix="tcc-faults-"))
     click.echo(f"seed {seed}; logs are under {data}")
     try:
-        outcome = asyncio.run(run(faults, data=data, seed=seed, seconds=minutes * 60, say=click.echo))
+        outcome = asyncio.run(
+            run(faults, data=data, seed=seed, seconds=minutes * 60, say=click.echo, scenarios=not words)
+        )
     except CannotRun as error:
         click.echo(f"faults: {error}", err=True)
         sys.exit(2)

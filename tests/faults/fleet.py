@@ -22,6 +22,8 @@ from tests.faults.proxy import Proxy
 ROOT = Path(__file__).resolve().parents[2]
 APIS = ("api-1", "api-2")
 WORKERS = ("worker-1", "worker-2")
+SPARE_API, SPARE_WORKER = "api-spare", "worker-spare"
+"""Not there by themselves: they are started to die."""
 READY_SECONDS = 60.0
 
 GRACE_SECONDS = 2.0
@@ -62,7 +64,7 @@ class Fleet:
         self.to_payments = Proxy(self.payments.port)
         self.to_gateway = Proxy(self.sandbox_port)
         self.processes: dict[str, Child] = {}
-        self.ports = {name: free_port() for name in APIS}
+        self.ports = {name: free_port() for name in (*APIS, SPARE_API)}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TCC_")}
         self.environment = {
             **inherited,
@@ -129,7 +131,7 @@ class Fleet:
         if name == "sandbox":
             where = (f"--port={self.sandbox_port}", f"--data={self.data / 'sandbox'}")
             child = self._spawn(name, [sys.executable, "-m", "resources.payments.sandbox", *where, *SANDBOX], extra)
-        elif name in APIS:
+        elif name in self.ports:
             child = self._spawn(name, [_program("tcc"), "serve", "--port", str(self.ports[name])], extra)
         else:
             child = self._spawn(name, [_program("tcc-worker"), "run"], extra)
@@ -144,7 +146,7 @@ class Fleet:
     def _is_up(self, name: str) -> bool:
         if name == "sandbox":
             return not port_is_free(self.sandbox_port)
-        return name in WORKERS or is_ready(self.api_url(name))
+        return name not in self.ports or is_ready(self.api_url(name))
 
     async def kill(self, name: str) -> None:
         """SIGKILL a process."""
@@ -162,7 +164,7 @@ class Fleet:
         for server in (self.home, self.payments, self.valkey):
             if not server.running:
                 await asyncio.to_thread(server.restart)
-        fallen = [name for name, child in self.processes.items() if name != "migrate" and not child.running]
+        fallen = [name for name in ("sandbox", *APIS, *WORKERS) if not self.processes[name].running]
         await asyncio.gather(*(self.start_process(name) for name in fallen))
 
     def run(self, *command: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:

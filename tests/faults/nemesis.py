@@ -14,7 +14,7 @@ from tests.faults.fleet import Fleet
 from tests.faults.shoppers import Shoppers
 from tests.faults.stage import Fault, Stage
 
-TRAFFIC: Final = 4
+TRAFFIC: Final = 3
 """So many intents are to be under way before something is broken."""
 RECOVERY_SECONDS: Final = 60.0
 """I8: what was in flight when it hit is at its end so long after it healed, at the most."""

@@ -13,7 +13,8 @@ from tests.faults.diary import Diary, Violation
 from tests.faults.disk import small_disk
 from tests.faults.fleet import Fleet
 from tests.faults.nemesis import Nemesis, Row
-from tests.faults.shoppers import ON_HAND, Shoppers
+from tests.faults.scenarios import play_scenarios
+from tests.faults.shoppers import ON_HAND, SHOPPERS, Shoppers
 from tests.faults.stage import Fault
 from tests.faults.verdict import verdict
 from tests.faults.watch import watched
@@ -48,8 +49,10 @@ async def run(
     seed: int,
     seconds: float,
     say: Callable[[str], None],
+    clients: int = SHOPPERS,
+    scenarios: bool = True,
 ) -> Outcome:
-    """Play every fault at least once, and go on for so many seconds."""
+    """Play every fault at least once, and go on for so many seconds; then, unless told not to, the scenarios."""
     diary = Diary()
 
     def tell(line: str) -> None:
@@ -64,19 +67,20 @@ async def run(
             shoppers = Shoppers(fleet, diary, seed)
             nemesis = Nemesis(fleet, shoppers, diary, seed, tell)
             async with Books.opened(fleet) as books:
-                async with shoppers.shopping(), watched(books, diary):
+                async with shoppers.shopping(clients), watched(books, diary):
                     await nemesis.run(faults, seconds)
                 for intent in diary.unknown:
                     tell(f"its client gave up: {intent.kind} {intent.reference} ({intent.method}), told {intent.told}")
                 tell("all is healed; waiting until everything is at its end")
                 await verdict(fleet, books, diary, ON_HAND)
+            more = await play_scenarios(fleet, diary, seed, tell) if scenarios else []
         finally:
             await fleet.stop()
-    rows = list(nemesis.rows.values())
+    rows = [*nemesis.rows.values(), *more]
     return Outcome(
         rows=rows,
         violations=diary.violations,
-        empty=list(_empty(rows, diary)),
+        empty=_empty(rows, sum(row.injected for row in nemesis.rows.values()), diary),
         intents=len(diary.intents),
         acknowledged=diary.acknowledged,
         unknown=len(diary.unknown),
@@ -85,10 +89,8 @@ async def run(
     )
 
 
-def _empty(rows: Sequence[Row], diary: Diary) -> Sequence[str]:
-    played = [row for row in rows if not row.impossible]
-    reasons = [f"{row.fault} never hit anything in flight" for row in played if not row.in_flight]
-    least = LEAST_ACKNOWLEDGED * sum(row.injected for row in played)
-    if diary.acknowledged < least:
-        reasons.append(f"only {diary.acknowledged} intents were acknowledged, and {least} would be the least")
+def _empty(rows: Sequence[Row], played: int, diary: Diary) -> Sequence[str]:
+    reasons = [f"{row.fault} never hit anything in flight" for row in rows if not row.impossible and not row.in_flight]
+    if diary.acknowledged < LEAST_ACKNOWLEDGED * played:
+        reasons.append(f"only {diary.acknowledged} intents were acknowledged while {played} faults were played")
     return reasons

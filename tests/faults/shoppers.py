@@ -14,9 +14,9 @@ import msgspec
 from tcc.ids import new_id
 from tests.client import Answer
 from tests.faults.diary import Diary, Intent
-from tests.faults.fleet import APIS, Fleet
+from tests.faults.fleet import APIS, SPARE_API, Fleet
 
-SHOPPERS: Final = 16
+SHOPPERS: Final = 10
 PATIENCE_SECONDS: Final = 45.0
 """How long a client asks again before it gives up, not knowing."""
 TIMEOUT_SECONDS: Final = 8.0
@@ -53,7 +53,7 @@ class Balancer:
     async def watch(self, session: aiohttp.ClientSession) -> None:
         """Until cancelled."""
         while True:
-            for name in APIS:
+            for name in (*APIS, SPARE_API):
                 (self._ready.add if await self._is_ready(session, name) else self._ready.discard)(name)
             await asyncio.sleep(0.2)
 
@@ -84,7 +84,7 @@ class Shoppers:
         """Whether a request that fails by anything but a 503 that says so is a violation."""
 
     @asynccontextmanager
-    async def shopping(self, shoppers: int = SHOPPERS) -> AsyncIterator[None]:
+    async def shopping(self, shoppers: int) -> AsyncIterator[None]:
         """Clients come and go until the block ends; then those that are there finish what they are at."""
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
@@ -133,7 +133,7 @@ class Shoppers:
                 self._diary.violate("harness", f"a client broke: {error!r}")
                 known = False
             self._diary.end(intent, known=known)
-            await asyncio.sleep(self._random.uniform(0.02, 0.2))
+            await asyncio.sleep(self._random.uniform(0.05, 0.25))
 
     def _draw(self) -> Intent:
         dice = self._random.random()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -276,11 +277,8 @@ async def test_a_claim_that_makes_no_sense_does_not_burn_its_key(api: Api, servi
     assert (await api.hold(SKU, key=key)).status == 201
 
 
-@pytest.mark.parametrize(("method", "status"), [("tok_ok", 201), ("tok_declined", 409)])
-async def test_a_request_that_crashed_is_finished_by_a_sweep_and_answered_to_whoever_asks_again(
-    api: Api, service: Service, method: str, status: int
-) -> None:
-    await api.stock(SKU, 10)
+async def crashed(service: Service, method: str) -> tuple[str, UUID, dict[str, Any]]:
+    """An order whose API died after its first commit: its key, its id, and what was sent."""
     key, id = new_key(), new_id()
     branches = whole_order(SKU, method)
     sent = {"branches": branches, "confirm": "auto"}
@@ -297,6 +295,15 @@ async def test_a_request_that_crashed_is_finished_by_a_sweep_and_answered_to_who
         reply=lambda transaction: None,
     )
     assert begun.transaction is not None
+    return key, id, sent
+
+
+@pytest.mark.parametrize(("method", "status"), [("tok_ok", 201), ("tok_declined", 409)])
+async def test_a_request_that_crashed_is_finished_by_a_sweep_and_answered_to_whoever_asks_again(
+    api: Api, service: Service, method: str, status: int
+) -> None:
+    await api.stock(SKU, 10)
+    key, id, sent = await crashed(service, method)
     assert (await api.post("/v1/transactions", sent, key=key)).code == "request_in_flight"
     await Sweeper(service, "test").drive("default", id)
     replayed = await api.post("/v1/transactions", sent, key=key)
@@ -306,3 +313,39 @@ async def test_a_request_that_crashed_is_finished_by_a_sweep_and_answered_to_who
     assert bytes(stored) == replayed.body
     assert (await api.post("/v1/transactions", sent, key=key)).body == replayed.body
     assert await count(service, "transactions") == 1
+
+
+async def accepted(api: Api, key: str, id: UUID, sent: dict[str, Any]) -> None:
+    """Whoever asks again is told 202 and where to look, and so is everybody after that."""
+    answer = await api.post("/v1/transactions", sent, key=key)
+    assert (answer.status, answer.json["id"]) == (202, str(id))
+    assert answer.headers["location"] == f"/v1/transactions/{id}"
+    assert (await api.post("/v1/transactions", sent, key=key)).body == answer.body
+
+
+async def test_a_request_that_crashed_and_now_waits_for_a_person_is_accepted(api: Api, service: Service) -> None:
+    await api.stock(SKU, 10)
+    key, id, sent = await crashed(service, "tok_capture_refused")
+    assert (await Sweeper(service, "test").drive("default", id)).view.attention
+    await accepted(api, key, id, sent)
+
+
+async def test_a_request_that_crashed_is_accepted_once_it_would_have_been(api: Api, service: Service) -> None:
+    """However long its end is in coming, a client learns its id within the time that a request waits."""
+    await api.stock(SKU, 10)
+    key, id, sent = await crashed(service, "tok_ok")
+    async with service.stores.home.database.reads.begin() as connection:
+        await connection.exec_driver_sql("UPDATE idempotency_keys SET created_at = created_at - interval '11 s'")
+    await accepted(api, key, id, sent)
+
+
+async def test_a_card_whose_request_crashed_is_accepted_once_it_would_have_been(api: Api, service: Service) -> None:
+    sent = SLOW["claim"]
+    key = new_key()
+    first = asyncio.create_task(api.post("/v1/payments/reservations", sent, key=key))
+    await eventually(lambda: count(service, "idempotency_keys"))
+    async with service.stores.home.database.reads.begin() as connection:
+        await connection.exec_driver_sql("UPDATE idempotency_keys SET created_at = created_at - interval '11 s'")
+    answer = await api.post("/v1/payments/reservations", sent, key=key)
+    assert (answer.status, answer.json["state"]) == (202, "trying")
+    assert (await first).body == answer.body

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tcc.failpoints import FAILPOINTS
-from tests.faults.fleet import APIS, LEASE_SECONDS, WORKERS
+from tests.faults.fleet import APIS, LEASE_SECONDS, SPARE_API, SPARE_WORKER, WORKERS
 from tests.faults.stage import Fault, Stage
 
 DIES_WITHIN_SECONDS: Final = 25.0
@@ -31,22 +31,18 @@ def killed(names: tuple[str, ...]) -> Callable[[Stage], Awaitable[None]]:
     return play
 
 
-def dies_at(failpoint: str, names: tuple[str, ...]) -> Callable[[Stage], Awaitable[None]]:
-    """It kills itself at a failpoint, when it comes by for some time."""
+def dies_at(failpoint: str, spare: str) -> Callable[[Stage], Awaitable[None]]:
+    """One more process takes its part of the work, and kills itself at a failpoint."""
 
     async def play(stage: Stage) -> None:
-        name = stage.choose(*names)
-        await stage.fleet.kill(name)
         # A worker has less to do, and does seldom what takes it from one database to another.
-        times = stage.random.randint(1, 20) if names is APIS else 1
-        child = await stage.fleet.start_process(name, TCC_TEST_MODE="1", TCC_FAILPOINTS=f"{failpoint}@{times}")
+        times = stage.random.randint(1, 12) if spare is SPARE_API else 1
+        child = await stage.fleet.start_process(spare, TCC_TEST_MODE="1", TCC_FAILPOINTS=f"{failpoint}@{times}")
         await asyncio.to_thread(child.wait, DIES_WITHIN_SECONDS)
-        if child.exit_code != -signal.SIGKILL:
-            stage.diary.violate("harness", f"{name} never came by {failpoint} {times} times")
         stage.hit()
-        await stage.hold(0, 1)
-        await stage.fleet.kill(name)
-        await stage.fleet.start_process(name)
+        if child.exit_code != -signal.SIGKILL:
+            stage.diary.violate("harness", f"{spare} never came by {failpoint} {times} times")
+            await stage.fleet.kill(spare)
 
     return play
 
@@ -111,8 +107,8 @@ def _no_faketime() -> str | None:
 FAULTS: Final = (
     Fault("API killed", killed(APIS)),
     Fault("worker killed", killed(WORKERS)),
-    *(Fault(f"API dies {name.replace('_', ' ')}", dies_at(name, APIS)) for name in FAILPOINTS),
-    *(Fault(f"worker dies {name.replace('_', ' ')}", dies_at(name, WORKERS)) for name in FAILPOINTS),
+    *(Fault(f"API dies {name.replace('_', ' ')}", dies_at(name, SPARE_API)) for name in FAILPOINTS),
+    *(Fault(f"worker dies {name.replace('_', ' ')}", dies_at(name, SPARE_WORKER)) for name in FAILPOINTS),
     Fault("worker stopped past its lease", stopped(WORKERS, LEASE_SECONDS + 1)),
     Fault("API frozen", stopped(APIS, 2)),
     Fault("rolling restart", rolling_restart),

@@ -183,8 +183,7 @@ class Coordinator:
             else:
                 raise page
         return [
-            Transaction(v, tuple(BranchState(b, found.get(b.id), b.resource in away) for b in v.branches))
-            for v in views
+            Transaction(v, tuple(_branch(v, b, found.get(b.id), b.resource in away) for b in v.branches)) for v in views
         ]
 
     async def decide(
@@ -289,7 +288,7 @@ class Coordinator:
             prepared = answered
             blocked |= {index: move for index, move in answered.items() if move.event is Event.POSTPONE}
         log.error("drive_gave_up", transaction_id=str(transaction.view.id), state=transaction.view.state)
-        return transaction
+        return await self._postpone(context, transaction, attention="It doesn't come to its end.", seconds=0)
 
     async def _final(self, tenant_id: str, transaction: Transaction) -> Transaction:
         """The transaction to show at the end: read again where somebody else came first, and knows more than we do."""
@@ -434,6 +433,15 @@ class Coordinator:
                 raise AssertionError(f"{step} is not a command")
 
 
+def _branch(
+    whole: TransactionView, planned: BranchPlan, found: ReservationView | None, unknown: bool = False
+) -> BranchState:
+    """A branch, from the row under its id. One that somebody else has put there is not ours: as good as refused."""
+    if found is not None and found.transaction_id != whole.id:
+        return BranchState(planned, refusal="id_reused")
+    return BranchState(planned, found, unknown)
+
+
 def _attention(branch: BranchState) -> str | None:
     """Why a branch waits for a person, if it does."""
     return branch.view.attention if branch.view else None
@@ -461,5 +469,5 @@ def _learned(transaction: Transaction, steps: Sequence[Step], outcomes: Sequence
                     branches[branch.index], refusal=outcome.code, detail=outcome.detail
                 )
             case TryBranch(branch) | MoveBranch(branch):
-                branches[branch.index] = msgspec.structs.replace(branches[branch.index], view=outcome.view)
+                branches[branch.index] = _branch(view, branches[branch.index].plan, outcome.view)
     return Transaction(view, tuple(branches), overdue, transaction.reply)

@@ -159,6 +159,8 @@ _COMMON_SATISFIED: Final = {
     Event.CANCEL: frozenset({State.CANCELLING, State.CANCELLED}),
     Event.CANCEL_SUCCEEDED: frozenset({State.CANCELLED}),
     Event.EXPIRE: frozenset({State.CANCELLING, State.CANCELLED}),
+    # Somebody else has heard the answer that we go on waiting for: there is nothing left to wait for.
+    Event.POSTPONE: frozenset({State.TRIED, *TERMINAL}),
 }
 
 RESERVATION: Final = Machine(

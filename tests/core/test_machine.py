@@ -33,6 +33,11 @@ def test_a_reservation_answers_every_event_in_every_state(state: State, event: E
     assert said == ("repeated" if expected == "=" else expected)
 
 
+@pytest.mark.parametrize("state", sorted(set(State) - set(RESTING)))
+def test_to_ask_again_later_contradicts_nobody_who_was_answered_meanwhile(state: State) -> None:
+    assert RESERVATION.code(Event.POSTPONE, state, None) == "repeated"
+
+
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
 def test_nothing_leads_out_of_a_terminal_state(machine: Machine) -> None:
     assert [t for t in machine.transitions if t.source in TERMINAL] == []

@@ -221,6 +221,41 @@ async def test_a_try_that_waits_while_stock_is_given_back_gets_it(service: Servi
     assert await shelf(service, "MUG") == (0, 1, 0)
 
 
+async def test_a_driver_that_heard_nothing_takes_the_end_that_another_has_heard_of(start_service: OpenService) -> None:
+    one, deaf = start_service(), start_service(TCC_GATEWAY_URL="http://127.0.0.1:9")
+    held = await hold(one, "payments", card())
+    assert held.view is not None
+    tried = (await one.reserver.settle(CONTEXT, held.view)).outcomes[0].view
+    assert tried is not None
+    confirming = (await move(one, tried, Event.CONFIRM)).view
+    assert confirming is not None
+    await one.reserver.settle(CONTEXT, confirming)
+    outcome = (await deaf.reserver.settle(CONTEXT, confirming)).outcomes[0]
+    assert outcome.view is not None
+    assert (outcome.ok, outcome.view.state) == (True, State.CONFIRMED)
+
+
+@pytest.mark.parametrize("event", [None, Event.CANCEL])
+async def test_what_somebody_else_put_under_the_id_of_a_branch_is_never_taken_for_it(
+    service: Service, event: Event | None
+) -> None:
+    """A driver died before the branch was recorded, and its id was shown as untried."""
+    await put_stock(service, "MUG", 5)
+    order, nowhere = whole_order("MUG")[2], {"resource": "inventory", "claim": {"lines": [{"sku": "?", "quantity": 1}]}}
+    transaction = await begin(service, [nowhere, order])
+    id = transaction.view.branches[0].id
+    stranger = await hold(service, "inventory", stock(("MUG", 1)), id=id)
+    assert stranger.code == DONE
+    if event:
+        await decide(service, transaction, event, reason=Reason.REQUESTED)
+    driven = await service.coordinator.drive(CONTEXT, await service.coordinator.load(TENANT, transaction.view.id))
+    assert driven.view.state is State.CANCELLED
+    assert driven.branches[0].state is State.REFUSED
+    assert await shelf(service, "MUG") == (4, 1, 0)
+    assert stranger.view is not None
+    assert (await move(service, stranger.view, Event.CONFIRM)).code == DONE
+
+
 async def test_a_poisonous_group_is_refused_alone(service: Service) -> None:
     await put_stock(service, "MUG", 100)
     poison = [

@@ -27,7 +27,7 @@ def prose(page: Path) -> str:
 def table(page: Path, first_heading: str) -> list[tuple[str, ...]]:
     """The rows of the table whose first column has this heading, without backticks."""
     lines = page.read_text().splitlines()
-    (start,) = (number for number, line in enumerate(lines) if line.startswith(f"| {first_heading} |"))
+    (start,) = (number for number, line in enumerate(lines) if re.match(rf"\| {first_heading} +\|", line))
     rows = []
     for line in lines[start + 2 :]:
         if not line.startswith("|"):

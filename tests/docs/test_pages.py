@@ -18,7 +18,12 @@ from tests.docs.pages import DOCS, PAGES, ROOT
 GROUPS = {"tcc": tcc.cli.main, "tcc-worker": workers.cli.main}
 SETTINGS = {f"TCC_{name.upper()}" for name in Settings.__struct_fields__}
 DATABASES = {f"TCC_{resource.name.upper()}_DATABASE_URL" for resource in (*RESOURCES,)}
-OTHERS = {"TCC_GATEWAY_URL", "TCC_SEATS_DATABASE_URL"}  # the second is of the resource that new-resource.md adds
+OTHERS = {
+    "TCC_GATEWAY_URL",
+    "TCC_SEATS_DATABASE_URL",  # of the resource that new-resource.md adds
+    "TCC_FAILPOINTS",
+    "TCC_TEST_MODE",
+}
 
 _COMMAND = re.compile(r"(?:^|[`\s/])(tcc|tcc-worker) ([a-z]+)\b([^`\n]*)", re.MULTILINE)
 _CODE = re.compile(r"`([^`\n]+)`")

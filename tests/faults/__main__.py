@@ -15,6 +15,7 @@ from tests.faults.breakages import FAULTS
 from tests.faults.fleet import CannotRun
 from tests.faults.report import table
 from tests.faults.run import run
+from tests.faults.scenarios import SCENARIOS
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,19 +35,24 @@ def main(minutes: float, seed: int | None, only: str, listing: bool) -> None:
       python -m tests.faults --minutes 1 --only 'killed,read-only'
     """
     words = [word.strip().lower() for word in only.split(",") if word.strip()]
-    faults = [fault for fault in FAULTS if not words or any(word in fault.name.lower() for word in words)]
+
+    def chosen(name: str) -> bool:
+        return not words or any(word in name.lower() for word in words)
+
+    faults = [fault for fault in FAULTS if chosen(fault.name)]
+    scenarios = [name for name in SCENARIOS if chosen(name)]
     if listing:
-        for fault in faults:
-            click.echo(fault.name)
+        for name in (*(fault.name for fault in faults), *scenarios):
+            click.echo(name)
         return
-    if not faults:
+    if not faults and not scenarios:
         raise click.UsageError(f"No fault has a name with {only!r} in it; --list shows them.")
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     data = Path(tempfile.mkdtemp(prefix="tcc-faults-"))
     click.echo(f"seed {seed}; logs are under {data}")
     try:
         outcome = asyncio.run(
-            run(faults, data=data, seed=seed, seconds=minutes * 60, say=click.echo, scenarios=not words)
+            run(faults, data=data, seed=seed, seconds=minutes * 60, say=click.echo, scenarios=scenarios)
         )
     except CannotRun as error:
         click.echo(f"faults: {error}", err=True)

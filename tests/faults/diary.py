@@ -19,6 +19,8 @@ class Intent:
     lines: tuple[tuple[str, int], ...] = ()
     amount: int = 0
     method: str | None = None
+    contested: bool = False
+    """Its client doesn't know what it wants: Confirm and Cancel are sent at once."""
     id: str | None = None
     """Of the transaction or reservation: chosen by the client, or told by the service."""
     promised: bool = False

@@ -50,9 +50,9 @@ async def run(
     seconds: float,
     say: Callable[[str], None],
     clients: int = SHOPPERS,
-    scenarios: bool = True,
+    scenarios: Sequence[str] = (),
 ) -> Outcome:
-    """Play every fault at least once, and go on for so many seconds; then, unless told not to, the scenarios."""
+    """Play every fault at least once, and go on for so many seconds; then the scenarios."""
     diary = Diary()
 
     def tell(line: str) -> None:
@@ -73,7 +73,7 @@ async def run(
                     tell(f"its client gave up: {intent.kind} {intent.reference} ({intent.method}), told {intent.told}")
                 tell("all is healed; waiting until everything is at its end")
                 await verdict(fleet, books, diary, ON_HAND)
-            more = await play_scenarios(fleet, diary, seed, tell) if scenarios else []
+            more = await play_scenarios(scenarios, fleet, diary, seed, tell)
         finally:
             await fleet.stop()
     rows = [*nemesis.rows.values(), *more]

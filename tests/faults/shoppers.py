@@ -142,8 +142,7 @@ class Shoppers:
             sku = self._random.choice(SCARCE if self._random.random() < 0.05 else SKUS)
             lines[sku] = self._random.randint(1, 3)
         kind = "order" if dice < 0.6 else "inventory" if dice < 0.85 else "payments"
-        if self._random.random() < self.scrambled:
-            kind = "inventory"
+        contested = self._random.random() < self.scrambled
         method = None
         if kind != "inventory":
             method = self._random.choices(list(METHODS), list(METHODS.values()))[0]
@@ -156,6 +155,7 @@ class Shoppers:
             lines=() if kind == "payments" else tuple(lines.items()),
             amount=0 if kind == "inventory" else PRICE * sum(lines.values()),
             method=method,
+            contested=contested,
             id=None if kind == "order" else str(id),
         )
 
@@ -163,13 +163,13 @@ class Shoppers:
         """Whether the client knows, at the end, what became of it."""
         if intent.kind == "order":
             return await self._order(intent)
-        if intent.kind == "inventory" and self._random.random() < self.scrambled:
+        if intent.kind == "inventory" and intent.contested:
             return await self._scramble(intent)
         return await self._single(intent)
 
     async def _order(self, intent: Intent) -> bool:
-        manual = self._random.random() < 0.4
-        abandoned = manual and self._random.random() < 0.2
+        manual = intent.contested or self._random.random() < 0.4
+        abandoned = manual and not intent.contested and self._random.random() < 0.2
         body = {
             "branches": _branches(intent),
             "confirm": "manual" if manual else "auto",
@@ -192,7 +192,7 @@ class Shoppers:
         return await self._decide(intent, f"/v1/transactions/{intent.id}")
 
     async def _single(self, intent: Intent) -> bool:
-        abandoned = self._random.random() < 0.15
+        abandoned = not intent.contested and self._random.random() < 0.15
         claim = _stock(intent) if intent.kind == "inventory" else _card(intent)
         body = {**claim, "id": intent.id, "ttl_seconds": 2 if abandoned else 20, "reference": intent.reference}
         answer = await self._ask(intent, "POST", f"/v1/{intent.kind}/reservations", body, key=intent.reference)
@@ -210,6 +210,8 @@ class Shoppers:
     async def _decide(self, intent: Intent, path: str) -> bool:
         if self._random.random() < 0.1:
             await self._ask(intent, "POST", f"{path}/extend", {"ttl_seconds": 15})
+        if intent.contested:
+            return await self._contest(intent, path)
         verb = "cancel" if self._random.random() < 0.25 else "confirm"
         key = str(new_id()) if self._random.random() < 0.5 else None
         answer = await self._ask(intent, "POST", f"{path}/{verb}", key=key)
@@ -222,6 +224,19 @@ class Shoppers:
             self._diary.told(intent, "cancelled")
             return True
         return await self._follow(intent, answer.json["state"], set()) is not None
+
+    async def _contest(self, intent: Intent, path: str) -> bool:
+        """Confirm and Cancel at once: one of them wins, and both are told of the same end."""
+        verbs = self._random.sample(("confirm", "cancel"), 2)
+        answers = await asyncio.gather(*(self._ask(intent, "POST", f"{path}/{verb}") for verb in verbs))
+        for verb, answer in zip(verbs, answers, strict=True):
+            if answer is None:
+                return False
+            won = answer.status < 300
+            if not won and answer.code not in ("already_confirmed", "already_cancelled", "expired"):
+                self._diary.violate("contract", f"{verb} of {intent.kind} {intent.reference}: {answer.body.decode()}")
+            self._diary.told(intent, "confirmed" if won == (verb == "confirm") else "cancelled")
+        return await self._follow(intent, None, set()) is not None
 
     async def _follow(self, intent: Intent, state: str | None, until: set[str]) -> str | None:
         """Ask how it stands until it is at its end, or waits for us, or for a person. None: we gave up."""

@@ -18,7 +18,7 @@ DEADLY = [fault for fault in FAULTS if fault.name.startswith("API dies")]
 async def test_an_api_that_dies_at_any_failpoint_loses_nothing_and_does_nothing_twice(tmp_path: Path) -> None:
     assert len(DEADLY) == len(FAILPOINTS)
     said: list[str] = []
-    outcome = await run(DEADLY, data=tmp_path, seed=1, seconds=0, say=said.append, clients=6, scenarios=False)
+    outcome = await run(DEADLY, data=tmp_path, seed=1, seconds=0, say=said.append, clients=6)
     assert outcome.good, "\n".join([*said, *map(str, outcome.violations), *outcome.empty])
     assert all(row.injected == 1 for row in outcome.rows)
 

@@ -7,15 +7,22 @@ import secrets
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import click
 
+from tcc.logs import configure_logs
 from tests.faults.breakages import FAULTS
+from tests.faults.diary import Violation
 from tests.faults.fleet import CannotRun
 from tests.faults.report import table
 from tests.faults.run import run
 from tests.faults.scenarios import SCENARIOS
+
+SHOWN: Final = 5
+"""Violations of one kind that are shown."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,6 +54,7 @@ def main(minutes: float, seed: int | None, only: str, listing: bool) -> None:
         return
     if not faults and not scenarios:
         raise click.UsageError(f"No fault has a name with {only!r} in it; --list shows them.")
+    configure_logs("console", "error")  # of the service in this process, which the model is played against
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     data = Path(tempfile.mkdtemp(prefix="tcc-faults-"))
     click.echo(f"seed {seed}; logs are under {data}")
@@ -61,15 +69,26 @@ def main(minutes: float, seed: int | None, only: str, listing: bool) -> None:
     click.echo(
         f"seed {seed}: {outcome.intents} intents in {outcome.seconds:.0f} s, {outcome.requests} requests; "
         f"{outcome.acknowledged} acknowledged, {outcome.unknown} unknown to their clients; "
-        f"{len(outcome.violations)} violations"
+        f"{outcome.deadlocks} deadlocks ended by PostgreSQL and tried again; {len(outcome.violations)} violations"
     )
-    for problem in (*outcome.violations, *(f"this run proves nothing: {why}" for why in outcome.empty)):
-        click.echo(str(problem))
+    for line in (*_summary(outcome.violations), *(f"this run proves nothing: {why}" for why in outcome.empty)):
+        click.echo(line)
     if outcome.good:
         shutil.rmtree(data, ignore_errors=True)
     else:
         click.echo(f"logs are kept under {data}")
     sys.exit(0 if outcome.good else 1)
+
+
+def _summary(violations: Sequence[Violation]) -> Iterator[str]:
+    """The first few of each kind, and how many there are of it."""
+    kinds: dict[str, list[Violation]] = {}
+    for violation in violations:
+        kinds.setdefault(violation.invariant, []).append(violation)
+    for kind, found in kinds.items():
+        yield from map(str, found[:SHOWN])
+        if len(found) > SHOWN:
+            yield f"           {kind}: {len(found)} in all"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tests.faults.nemesis import Nemesis, Row
 from tests.faults.scenarios import play_scenarios
 from tests.faults.shoppers import ON_HAND, SHOPPERS, Shoppers
 from tests.faults.stage import Fault
-from tests.faults.verdict import verdict
+from tests.faults.verdict import deadlocks, verdict
 from tests.faults.watch import watched
 
 LEAST_ACKNOWLEDGED: Final = 20
@@ -35,6 +35,7 @@ class Outcome:
     acknowledged: int
     unknown: int
     requests: int
+    deadlocks: int
     seconds: float
 
     @property
@@ -85,6 +86,7 @@ async def run(
         acknowledged=diary.acknowledged,
         unknown=len(diary.unknown),
         requests=diary.requests,
+        deadlocks=deadlocks(fleet),
         seconds=diary.seconds,
     )
 

@@ -18,7 +18,7 @@ TRAFFIC: Final = 3
 """So many intents are to be under way before something is broken."""
 RECOVERY_SECONDS: Final = 60.0
 """I8: what was in flight when it hit is at its end so long after it healed, at the most."""
-FAULT_SECONDS: Final = 120.0
+FAULT_SECONDS: Final = 240.0
 
 
 @dataclass
@@ -75,6 +75,8 @@ class Nemesis:
         try:
             async with asyncio.timeout(FAULT_SECONDS):
                 await fault.play(stage)
+        except TimeoutError:
+            self._diary.violate("harness", f"{fault.name} was not over after {FAULT_SECONDS:.0f} s")
         finally:
             heal(self._fleet)
             await self._fleet.ensure_running()

@@ -27,7 +27,7 @@ demo: $(READY) ## Play orders that confirm, sell out, are declined, expire and c
 test: $(READY) ## Run the tests, on real servers; ARGS='-k name' for some of them
 	$(BIN)/python -m pytest $(ARGS)
 
-faults: $(READY) ## Break everything on purpose, under load, for 8 minutes; MINUTES=30 SEED=7 for another run
+faults: $(READY) ## Break everything on purpose, under load: about 10 minutes; MINUTES=30 SEED=7 for another run
 	@$(BIN)/python -m tests.faults --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: $(READY) ## Formatting, lint, types, and the layers between modules

@@ -57,10 +57,9 @@ class Asking:
         )
 
     def backoff(self, attempt: int, said: float | None = None) -> float:
-        """Seconds until the next attempt: what the other side said, else doubling, capped, with jitter."""
+        """Seconds until the next attempt: doubling, no sooner than the other side said, capped, with jitter."""
         doubled: float = self._settings.retry_base_seconds * 2 ** min(attempt - 1, 16)
-        wait = said if said is not None else min(doubled, self._settings.retry_cap_seconds)
-        return wait * random.uniform(0.8, 1.2)
+        return min(max(doubled, said or 0), self._settings.retry_cap_seconds) * random.uniform(0.8, 1.2)
 
 
 def fields(context: Context) -> dict[str, Any]:

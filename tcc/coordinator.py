@@ -53,7 +53,7 @@ from tcc.stores import Stores
 log = structlog.get_logger(__name__)
 
 MAX_ROUNDS: Final = 64
-"""More rounds than any transaction needs; a driver that has taken them leaves the rest to a sweep."""
+"""More rounds than any transaction needs between two waits; a driver that has taken them calls a person."""
 
 
 class BranchState(msgspec.Struct, frozen=True):
@@ -251,7 +251,9 @@ class Coordinator:
         until = asyncio.get_running_loop().time() + patience_seconds
         prepared: dict[int, Move] = {}
         blocked: dict[int, Move] = {}
-        for _ in range(MAX_ROUNDS):
+        rounds = 0
+        while rounds < MAX_ROUNDS:
+            rounds += 1
             known = self._known(
                 transaction.view.state,
                 transaction.view.confirm == "auto",
@@ -283,6 +285,7 @@ class Coordinator:
                     return transaction
                 await asyncio.sleep(seconds)
                 blocked.clear()
+                rounds = 0
                 continue
             transaction, answered = await self._round(context, transaction, doable, prepared, asks, answers, reply)
             prepared = answered

@@ -134,7 +134,8 @@ _DUE: Final = f"""CASE
       WHEN j.said_attention IS NOT NULL THEN CASE WHEN j.target = 'trying' THEN j.until END
       WHEN j.event = 'retry' THEN j.now
       WHEN j.target = 'tried' THEN j.until
-      WHEN j.target IN ({_RESTING}) THEN j.now + make_interval(secs => COALESCE(j.retry_seconds, :lease_seconds))
+      WHEN j.target IN ({_RESTING}) THEN LEAST(j.now + make_interval(secs => COALESCE(j.retry_seconds, :lease_seconds)),
+        CASE WHEN j.target = 'trying' THEN j.until END)
     END"""
 
 

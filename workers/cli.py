@@ -74,6 +74,7 @@ def _run(work: Callable[[Service], Awaitable[T]], *, quiet: bool = True) -> T:
     """Open the service, do the work, close it. What can't be done says so in one line, with exit code 2."""
     from resources.registry import RESOURCES
     from tcc.errors import TccError
+    from tcc.failpoints import Failpoints
     from tcc.logs import configure_logs
     from tcc.service import open_service
     from tcc.settings import Settings, SettingsError
@@ -88,6 +89,7 @@ def _run(work: Callable[[Service], Awaitable[T]], *, quiet: bool = True) -> T:
                 configure_logs(settings.log_format, "error")
         else:
             configure_logs(settings.log_format, settings.log_level)
+        Failpoints.from_environment(environment)
         await check_databases(settings, RESOURCES, environment)
         service = open_service(settings, RESOURCES, environment, application="tcc-worker", batch_size=BATCH_SIZE)
         try:

@@ -21,6 +21,8 @@ class Intent:
     method: str | None = None
     contested: bool = False
     """Its client doesn't know what it wants: Confirm and Cancel are sent at once."""
+    extends: bool = False
+    """It is held for a short time, then extended, and confirmed when the short time would have been over."""
     id: str | None = None
     """Of the transaction or reservation: chosen by the client, or told by the service."""
     promised: bool = False

@@ -10,8 +10,8 @@ from tcc.dev.programs import LOOPBACK, free_port
 
 CHUNK = 64 * 1024
 TOO_MANY = (
-    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Type: application/json\r\n"
-    b"Content-Length: 2\r\nConnection: close\r\n\r\n{}"
+    "HTTP/1.1 429 Too Many Requests\r\nRetry-After: {}\r\nContent-Type: application/json\r\n"
+    "Content-Length: 2\r\nConnection: close\r\n\r\n{{}}"
 )
 
 
@@ -48,8 +48,9 @@ class Proxy:
         """A client's message with these bytes reaches the server, and its reply nobody."""
         self.cut_share = 1.0
         """The share of such messages that are cut."""
-        self.overworked = False
-        """Every HTTP request is answered 429, and forgotten."""
+        self.overworked: tuple[int, ...] = ()
+        """Every HTTP request is answered 429, with one of these as its Retry-After, and forgotten."""
+        self.refusals = 0
         self.late_on: tuple[bytes, float] | None = None
         """Replies to a client's message with these bytes come so many seconds late."""
         self.cuts = 0
@@ -78,7 +79,7 @@ class Proxy:
 
     def heal(self) -> None:
         """Let everything pass as if nothing had happened; what was held back comes now."""
-        self.delay_seconds, self.refusing, self.overworked = 0.0, False, False
+        self.delay_seconds, self.refusing, self.overworked = 0.0, False, ()
         self.cut_on, self.late_on = None, None
         self._passing.set()
 
@@ -118,7 +119,8 @@ class Proxy:
         while data := await reader.read(CHUNK):
             await self._hold_up()
             if self.overworked:
-                connection.client.write(TOO_MANY)
+                self.refusals += 1
+                connection.client.write(TOO_MANY.format(random.choice(self.overworked)).encode())
                 await connection.client.drain()
                 with suppress(TimeoutError):  # to close at once would reset the reply on its way
                     async with asyncio.timeout(1):

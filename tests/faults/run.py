@@ -75,6 +75,7 @@ async def run(
                 tell("all is healed; waiting until everything is at its end")
                 await verdict(fleet, books, diary, ON_HAND)
             more = await play_scenarios(scenarios, fleet, diary, seed, tell)
+            ended = deadlocks(fleet)
         finally:
             await fleet.stop()
     rows = [*nemesis.rows.values(), *more]
@@ -86,7 +87,7 @@ async def run(
         acknowledged=diary.acknowledged,
         unknown=len(diary.unknown),
         requests=diary.requests,
-        deadlocks=deadlocks(fleet),
+        deadlocks=ended,
         seconds=diary.seconds,
     )
 

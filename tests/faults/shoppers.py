@@ -20,6 +20,10 @@ SHOPPERS: Final = 10
 PATIENCE_SECONDS: Final = 45.0
 """How long a client asks again before it gives up, not knowing."""
 TIMEOUT_SECONDS: Final = 8.0
+SHORT_SECONDS: Final = 3.0
+"""How long those hold that are to be extended."""
+AGAIN: Final = 0.1
+"""The share of keys that are asked again, some time after they were answered."""
 
 SKUS: Final = tuple(f"SKU-{n:02}" for n in range(20))
 SCARCE: Final = tuple(f"LAST-{n}" for n in range(3))
@@ -74,6 +78,7 @@ class Shoppers:
         self._balancer = Balancer(fleet)
         self._session: aiohttp.ClientSession
         self._stopped = asyncio.Event()
+        self._later: list[asyncio.Task[None]] = []
         self.favourite: str | None = None
         """The payment method that most orders use just now."""
         self.twice = 0.03
@@ -97,8 +102,9 @@ class Shoppers:
                 yield
                 self._stopped.set()
                 await asyncio.gather(*going)
+                await asyncio.gather(*self._later)
             finally:
-                for task in (watching, *going):
+                for task in (watching, *going, *self._later):
                     task.cancel()
                 await asyncio.gather(watching, *going, return_exceptions=True)
 
@@ -156,6 +162,7 @@ class Shoppers:
             amount=0 if kind == "inventory" else PRICE * sum(lines.values()),
             method=method,
             contested=contested,
+            extends=not contested and self._random.random() < 0.05,
             id=None if kind == "order" else str(id),
         )
 
@@ -168,13 +175,14 @@ class Shoppers:
         return await self._single(intent)
 
     async def _order(self, intent: Intent) -> bool:
-        manual = intent.contested or self._random.random() < 0.4
-        abandoned = manual and not intent.contested and self._random.random() < 0.2
+        chosen = intent.contested or intent.extends
+        manual = chosen or self._random.random() < 0.4
+        abandoned = manual and not chosen and self._random.random() < 0.2
         body = {
             "branches": _branches(intent),
             "confirm": "manual" if manual else "auto",
             "reference": intent.reference,
-            "ttl_seconds": 2 if abandoned else 20,
+            "ttl_seconds": _ttl_seconds(intent, abandoned),
         }
         answer = await self._ask(intent, "POST", "/v1/transactions", body, key=intent.reference)
         if answer is None:
@@ -192,9 +200,9 @@ class Shoppers:
         return await self._decide(intent, f"/v1/transactions/{intent.id}")
 
     async def _single(self, intent: Intent) -> bool:
-        abandoned = not intent.contested and self._random.random() < 0.15
+        abandoned = not (intent.contested or intent.extends) and self._random.random() < 0.15
         claim = _stock(intent) if intent.kind == "inventory" else _card(intent)
-        body = {**claim, "id": intent.id, "ttl_seconds": 2 if abandoned else 20, "reference": intent.reference}
+        body = {**claim, "id": intent.id, "ttl_seconds": _ttl_seconds(intent, abandoned), "reference": intent.reference}
         answer = await self._ask(intent, "POST", f"/v1/{intent.kind}/reservations", body, key=intent.reference)
         if answer is None:
             return False
@@ -208,8 +216,7 @@ class Shoppers:
         return await self._decide(intent, f"/v1/{intent.kind}/reservations/{intent.id}")
 
     async def _decide(self, intent: Intent, path: str) -> bool:
-        if self._random.random() < 0.1:
-            await self._ask(intent, "POST", f"{path}/extend", {"ttl_seconds": 15})
+        in_time = intent.extends and await self._extend(intent, path)
         if intent.contested:
             return await self._contest(intent, path)
         verb = "cancel" if self._random.random() < 0.25 else "confirm"
@@ -219,11 +226,19 @@ class Shoppers:
             return False
         if answer.status >= 400:
             # A confirm that comes too late is told so; nobody but us cancels or confirms.
-            if answer.code not in ("expired", "already_cancelled"):
+            if answer.code not in ("expired", "already_cancelled") or (in_time and intent.method != "tok_auth_expires"):
                 self._diary.violate("contract", f"{verb} of {intent.kind} {intent.reference}: {answer.body.decode()}")
             self._diary.told(intent, "cancelled")
             return True
         return await self._follow(intent, answer.json["state"], set()) is not None
+
+    async def _extend(self, intent: Intent, path: str) -> bool:
+        """Hold it longer, and wait until it would be over without that. Whether it is to be confirmed in time now."""
+        answer = await self._ask(intent, "POST", f"{path}/extend", {"ttl_seconds": 4 * PATIENCE_SECONDS})
+        if answer is None or answer.status >= 300:
+            return False
+        await asyncio.sleep(SHORT_SECONDS)
+        return True
 
     async def _contest(self, intent: Intent, path: str) -> bool:
         """Confirm and Cancel at once: one of them wins, and both are told of the same end."""
@@ -307,6 +322,8 @@ class Shoppers:
             final = [a for a in answers if a is not None and not _try_again(a)]
             if final:
                 self._compare(intent, path, key, final)
+                if key and self._random.random() < AGAIN:
+                    self._later.append(asyncio.create_task(self._ask_again(intent, path, body, key, final[0])))
                 if final[0].status in SURPRISING and not (scrambled and final[0].status == 404):
                     self._surprise(intent, f"{method} {path}", final[0])
                     return None
@@ -315,6 +332,16 @@ class Shoppers:
             await asyncio.sleep(pause * self._random.uniform(0.5, 1.5))
             pause = min(pause * 2, 1.0)
         return None
+
+    async def _ask_again(self, intent: Intent, path: str, body: Any, key: str, first: Answer) -> None:
+        """Whatever has become of it since, and whoever has died: a key keeps its reply."""
+        await asyncio.sleep(self._random.uniform(0.5, 5))
+        for _ in range(int(PATIENCE_SECONDS)):
+            answer = await self._once("POST", path, body, key)
+            if answer is not None and not _try_again(answer):
+                self._compare(intent, path, key, [first, answer])
+                return
+            await asyncio.sleep(1)
 
     async def _once(self, method: str, path: str, body: Any, key: str | None) -> Answer | None:
         """One request; None where there is no telling what became of it."""
@@ -343,6 +370,10 @@ class Shoppers:
         invariant = "I5" if answer.status == 404 and intent.promised else "contract"
         said = answer.body.decode(errors="replace")[:300]
         self._diary.violate(invariant, f"{what} of {intent.kind} {intent.reference}: {answer.status} {said}")
+
+
+def _ttl_seconds(intent: Intent, abandoned: bool) -> float:
+    return SHORT_SECONDS if intent.extends else 2 if abandoned else 20
 
 
 def _try_again(answer: Answer) -> bool:

@@ -7,6 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from tests.faults.books import Books, eventually_empty
 from tests.faults.diary import NEEDS_A_PERSON, Diary, Intent
 from tests.faults.fleet import Fleet
@@ -45,6 +47,16 @@ TELLING: Final = (
 """What no log may say, whatever is broken around it."""
 
 
+ENDS: Final = {
+    "confirming": "confirmed",  # it is decided; whether it may rest there is another question (I8)
+    "confirmed": "confirmed",
+    "cancelling": "cancelled",
+    "cancelled": "cancelled",
+    "refused": "cancelled",
+}
+"""What a client may have been told, by the state in which it is at last."""
+
+
 async def verdict(fleet: Fleet, books: Books, diary: Diary, on_hand: Mapping[str, int]) -> None:
     """Note every broken promise in the diary."""
 
@@ -59,6 +71,7 @@ async def verdict(fleet: Fleet, books: Books, diary: Diary, on_hand: Mapping[str
     for intent in diary.intents:
         _as_promised(intent, ends, diary)
     await _stock(books, diary, ends, on_hand)
+    await _orders(books, diary, ends)
     await _money(books, diary, ends)
     await _agrees(fleet, diary)
     _logs(fleet, diary)
@@ -101,7 +114,7 @@ def _as_promised(intent: Intent, ends: _Ends, diary: Diary) -> None:
             diary.violate("I5", f"{what} was acknowledged, and is nowhere")
         return
     state = found[0]["state"]
-    end = {"confirmed": "confirmed", "cancelled": "cancelled", "refused": "cancelled"}.get(state)
+    end = ENDS.get(state)
     if intent.told and end not in intent.told:
         diary.violate("I5", f"{what} was told {' and '.join(intent.told)}, and is {state}")
     if found[0]["attention"] and intent.method not in NEEDS_A_PERSON:
@@ -126,6 +139,22 @@ async def _stock(books: Books, diary: Diary, ends: _Ends, on_hand: Mapping[str, 
         expected = (on_hand[row["sku"]] - sold[row["sku"]], held[row["sku"]], sold[row["sku"]])
         if (row["on_hand"], row["held"], row["sold"]) != expected:
             diary.violate("I1", f"{dict(row)}, but on hand, held and sold should be {expected}")
+
+
+async def _orders(books: Books, diary: Diary, ends: _Ends) -> None:
+    """An order says what its client ordered, and ended as its reservation did."""
+    meant = {intent.reference: intent for intent in diary.intents}
+    for row in await books.home("SELECT id, state, total, lines FROM orders"):
+        reservation = ends.reservations[str(row["id"])]
+        intent = meant.get(reservation["reference"])
+        if intent is None:
+            diary.violate("I5", f"order {row['id']} is nobody's")
+            continue
+        lines = {(line["sku"], line["quantity"]) for line in msgspec.json.decode(row["lines"].encode())}
+        if lines != set(intent.lines) or row["total"] != intent.amount:
+            diary.violate("I5", f"order {intent.reference} says {lines} for {row['total']}, not {intent.lines}")
+        if row["state"] != {"tried": "pending"}.get(reservation["state"], reservation["state"]):
+            diary.violate("I2", f"order {intent.reference} is {row['state']}, its reservation {reservation['state']}")
 
 
 async def _money(books: Books, diary: Diary, ends: _Ends) -> None:

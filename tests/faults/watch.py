@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 from uuid import UUID
 
+import asyncpg
 import msgspec
 
 from tests.faults.books import AWAY, Books
@@ -44,7 +45,8 @@ WHERE transaction_id IS NULL AND state IN ('trying', 'tried')
 
 ENDED: Final = """
 SELECT id, state, branches, updated_at FROM transactions
-WHERE state IN ('confirmed', 'cancelled') AND updated_at > $1 - interval '2 s' ORDER BY updated_at LIMIT 2000"""
+WHERE state IN ('confirmed', 'cancelled') AND updated_at > $1::timestamptz - interval '2 s'
+ORDER BY updated_at LIMIT 2000"""
 
 BRANCHES: Final = """
 SELECT id, state FROM reservations
@@ -67,6 +69,8 @@ class Watch:
         self._seq = 0
         self._keys: dict[tuple[str, str], str] = {}
         self._effects: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.blind = {"stock", "idle", "overdue", "ends", "gateway", "promises"}
+        """Checks that have seen nothing yet."""
         self._captured: set[UUID] = set()
         """Of which it isn't known yet whether it was decided so."""
 
@@ -77,8 +81,10 @@ class Watch:
             for check in checks:
                 try:
                     await check()
-                except AWAY:
-                    continue
+                    self.blind.discard(check.__name__)
+                except AWAY as error:
+                    if isinstance(error, asyncpg.SyntaxOrAccessError):  # a mistake of ours, not of what is broken
+                        self._diary.violate("harness", f"{check.__name__} can't look: {error}")
             await asyncio.sleep(0.5)
 
     async def stock(self) -> None:
@@ -185,9 +191,12 @@ class Watch:
 @asynccontextmanager
 async def watched(books: Books, diary: Diary) -> AsyncIterator[None]:
     """Watch while the block runs."""
-    watching = asyncio.create_task(Watch(books, diary).run())
+    watch = Watch(books, diary)
+    watching = asyncio.create_task(watch.run())
     try:
         yield
+        if watch.blind:
+            diary.violate("harness", f"nobody could look at {', '.join(sorted(watch.blind))}")
         if watching.done():  # by a mistake of its own: then nobody has watched
             watching.result()
     finally:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import suppress
+from typing import Any
 from uuid import UUID
 
 import pytest
 
+from tcc.asking import Asking, fields
+from tcc.batch import Group
+from tcc.commands import Move, MoveTransaction
 from tcc.coordinator import Transaction
 from tcc.errors import Rejected
 from tcc.ids import new_id
@@ -361,3 +365,27 @@ async def test_a_capture_refused_for_good_is_not_asked_again_before_a_person_say
     retried = await service.coordinator.drive(CONTEXT, await service.coordinator.load(TENANT, id))
     assert (retried.view.state, bool(retried.view.attention)) == (State.CONFIRMING, True)
     assert len(set(captures())) == 2
+
+
+async def test_however_long_a_gateway_asks_us_to_wait_nothing_is_held_past_its_deadline(service: Service) -> None:
+    await put_stock(service, "MUG", 1)
+    transaction = await begin(service, whole_order("MUG"), ttl_seconds=60)
+    single = (await hold(service, "payments", card(), ttl_seconds=60)).view
+    assert single is not None
+    about: dict[str, Any] = {**fields(CONTEXT), "retry_seconds": 86400.0}
+    whole = MoveTransaction(**about, id=transaction.view.id, event=Event.POSTPONE)
+    await service.stores.home.submit(Group(commands=[whole]))
+    alone = Move(**about, id=single.id, resource="payments", event=Event.POSTPONE)
+    await service.stores.home.submit(Group(commands=[alone]))
+    for table, id in (("transactions", transaction.view.id), ("reservations", single.id)):
+        async with service.stores.home.database.reads.connect() as connection:
+            sql = f"SELECT due_at = expires_at AS at_the_deadline FROM {table} WHERE id = $1"
+            assert (await connection.exec_driver_sql(sql, (id,))).scalar_one()
+
+
+@pytest.mark.parametrize(("said", "least", "most"), [(None, 0.04, 0.06), (0, 0.04, 0.06), (3, 2.4, 3.6), (1e6, 48, 72)])
+async def test_a_gateway_is_asked_again_no_sooner_than_it_said_and_never_at_once(
+    service: Service, said: float | None, least: float, most: float
+) -> None:
+    waits = [Asking(service.stores, service.settings, service.metrics).backoff(1, said) for _ in range(50)]
+    assert least <= min(waits) <= max(waits) <= most

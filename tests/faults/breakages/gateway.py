@@ -25,10 +25,14 @@ def favouring(method: str) -> Callable[[Stage], Awaitable[None]]:
 
 
 async def overworked(stage: Stage) -> None:
+    """It wants to be asked again at once, soon, or tomorrow: nobody may be parked for that, or held past its time."""
+    before = stage.fleet.to_gateway.refusals
     stage.hit()
-    stage.fleet.to_gateway.overworked = True
+    stage.fleet.to_gateway.overworked = (0, 1, 86400)
     await stage.hold(2, 4)
     heal(stage.fleet)
+    if stage.fleet.to_gateway.refusals == before:
+        stage.diary.violate("harness", "nobody asked the gateway while it was too busy")
 
 
 async def killed(stage: Stage) -> None:

@@ -30,7 +30,6 @@ class Intent:
     told: set[str] = field(default_factory=set)
     """The ends it was told: confirmed, cancelled (refused, too). More than one is a contradiction."""
     attention: bool = False
-    started: float = field(default_factory=time.monotonic)
     ended: float | None = None
 
 
@@ -56,7 +55,6 @@ class Diary:
         self.acknowledged = 0
         self.unknown: set[Intent] = set()
         self.requests = 0
-        self.retried = 0
         self.violations: list[Violation] = []
         self._seen: set[tuple[str, str]] = set()
 

@@ -26,11 +26,10 @@ SPARE_API, SPARE_WORKER = "api-spare", "worker-spare"
 """Not there by themselves: they are started to die."""
 READY_SECONDS = 60.0
 
-GRACE_SECONDS = 2.0
 LEASE_SECONDS = 3.0
 SETTINGS = {
     "TCC_LEASE_SECONDS": f"{LEASE_SECONDS}",
-    "TCC_GRACE_SECONDS": f"{GRACE_SECONDS}",
+    "TCC_GRACE_SECONDS": "2",
     "TCC_RETRY_BASE_SECONDS": "0.1",
     "TCC_RETRY_CAP_SECONDS": "2",
     "TCC_DEFAULT_WAIT_SECONDS": "4",

@@ -328,7 +328,6 @@ class Shoppers:
                     self._surprise(intent, f"{method} {path}", final[0])
                     return None
                 return final[0]
-            self._diary.retried += 1
             await asyncio.sleep(pause * self._random.uniform(0.5, 1.5))
             pause = min(pause * 2, 1.0)
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from uuid import UUID
 
 import msgspec
@@ -29,16 +28,6 @@ def commands() -> Iterator[Commands]:
     opened = Commands()
     yield opened
     opened.close()
-
-
-@pytest.fixture
-def own_sandbox(tmp_path: Path, environment: dict[str, str]) -> Iterator[SandboxProcess]:
-    """A gateway with nobody's reservations but the test's: `check` looks at all of them."""
-    process = SandboxProcess(tmp_path)
-    process.start()
-    environment["TCC_GATEWAY_URL"] = process.url
-    yield process
-    process.stop()
 
 
 def test_every_command_explains_itself_with_an_example() -> None:

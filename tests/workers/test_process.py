@@ -52,16 +52,6 @@ TAKEN_UP = text("SELECT id FROM transactions WHERE due_at > created_at + interva
 
 
 @pytest.fixture
-def own_sandbox(tmp_path: Path, environment: dict[str, str]) -> Iterator[SandboxProcess]:
-    """A gateway with nobody's reservations but the test's: reconciling looks at all of them."""
-    process = SandboxProcess(tmp_path)
-    process.start()
-    environment["TCC_GATEWAY_URL"] = process.url
-    yield process
-    process.stop()
-
-
-@pytest.fixture
 def own_valkey(tmp_path: Path, environment: dict[str, str]) -> Iterator[ValkeyServer]:
     """A Valkey of the test's own, to be killed; the services and workers of the test use it."""
     with ValkeyServer(tmp_path / "valkey") as server:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -170,16 +168,6 @@ async def test_keys_are_kept_for_the_retention_and_then_forgotten(
     await asyncio.gather(*(api.hold("MUG") for _ in range(5)))
     short = Sweeper(start_service(TCC_KEY_RETENTION_SECONDS="0.001"), "worker")
     assert [await short.purge(4) for _ in range(3)] == [4, 3, 0]
-
-
-@pytest.fixture
-def own_sandbox(tmp_path: Path, environment: dict[str, str]) -> Iterator[SandboxProcess]:
-    """A gateway with nobody's reservations but the test's: reconciling looks at all of them."""
-    process = SandboxProcess(tmp_path)
-    process.start()
-    environment["TCC_GATEWAY_URL"] = process.url
-    yield process
-    process.stop()
 
 
 async def test_reconciling_finds_what_the_gateway_holds_though_we_think_it_is_over(

@@ -86,22 +86,18 @@ def black_hole(links: Links) -> Play:
     return play
 
 
-async def duplicated(stage: Stage) -> None:
-    """Each request is sent twice at once, to whichever API."""
-    before, stage.shoppers.twice = stage.shoppers.twice, 0.9
-    stage.hit()
-    await stage.hold(3, 5)
-    stage.hit()
-    stage.shoppers.twice = before
+def clients(habit: str) -> Play:
+    """Most clients have a bad habit for a while: each request `twice` at once, or those of one id `scrambled`."""
 
+    async def play(stage: Stage) -> None:
+        before = getattr(stage.shoppers, habit)
+        setattr(stage.shoppers, habit, 0.9)
+        stage.hit()
+        await stage.hold(3, 5)
+        stage.hit()
+        setattr(stage.shoppers, habit, before)
 
-async def reordered(stage: Stage) -> None:
-    """Try, Confirm and Cancel of one id overtake one another."""
-    before, stage.shoppers.scrambled = stage.shoppers.scrambled, 0.9
-    stage.hit()
-    await stage.hold(3, 5)
-    stage.hit()
-    stage.shoppers.scrambled = before
+    return play
 
 
 def heal(fleet: Fleet) -> None:
@@ -119,6 +115,6 @@ FAULTS: Final = (
     Fault("gateway link: reset", reset(gateway)),
     Fault("gateway link: cut before the reply", cut(gateway, b"POST /")),
     Fault("gateway link: black hole", black_hole(gateway)),
-    Fault("requests duplicated", duplicated),
-    Fault("requests reordered", reordered),
+    Fault("requests duplicated", clients("twice")),
+    Fault("requests reordered", clients("scrambled")),
 )

@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
+BENCH  := .venv/.bench
 UV     := uv==0.13.9
 ARGS   ?=
 MINUTES ?= 8
@@ -11,7 +12,7 @@ SEED   ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run demo test faults check format bench-quick bench-expiry lock
+.PHONY: help run demo test faults check format bench bench-quick bench-expiry lock
 
 help: ## Show this help
 	@echo "tcc: reserve several things safely, or not at all. Usage: make <target> [ARGS='…']"
@@ -40,10 +41,13 @@ format: $(READY) ## Put formatting and imports right
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+bench: $(BENCH) ## Measure everything, next to what others would build, and write docs/performance.md: about 15 minutes
+	@$(BIN)/python -m bench.run $(ARGS)
+
 bench-quick: $(READY) ## Throughput as a ratio to a no-op endpoint, in under a minute
 	@$(BIN)/python -m bench.quick $(ARGS)
 
-bench-expiry: $(READY) ## How long 100,000 abandoned tries take to be given back
+bench-expiry: $(READY) ## How long 100,000 abandoned tries take to be given back, while the API serves
 	@$(BIN)/python -m bench.expiry $(ARGS)
 
 PIN = $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header \
@@ -53,6 +57,7 @@ lock: $(READY) ## Pin the requirements anew after a change of pyproject.toml; AR
 	$(BIN)/python -m pip install --quiet '$(UV)'
 	$(PIN) $(ARGS) --output-file requirements.txt
 	$(PIN) $(ARGS) --extra dev --constraint requirements.txt --output-file requirements-dev.txt
+	$(PIN) $(ARGS) --extra bench --constraint requirements-dev.txt --output-file requirements-bench.txt
 
 # Modules are compiled when they are first imported, not all at once now: that is a third of the install's time.
 $(READY): requirements-dev.txt pyproject.toml
@@ -62,4 +67,9 @@ $(READY): requirements-dev.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --require-hashes -r requirements-dev.txt
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BENCH): requirements-bench.txt $(READY)
+	@echo "Installing what is compared with, and what draws, into .venv (once) …"
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --require-hashes -r requirements-bench.txt
 	@touch $@

@@ -1,143 +1,133 @@
-"""Closed-loop load over HTTP/1.1: so many clients, each with one request under way, for so many seconds.
-
-Deliberately bare, since it shares the machine with what it measures: kept-alive connections, requests built from a
-template, replies read just far enough to know their status. Runs in a process of its own.
-"""
+"""Closed-loop load: so many clients, each with one request under way, for so many seconds."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import multiprocessing
-import os
-import random
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
-import uvloop
+
+from bench.wire import LOST, Connection, Requests, id_in, percentile
+from bench.workloads import Workload
+from tcc.dev.programs import LOOPBACK
+
+RAMP_SECONDS = 0.25
+"""What comes before isn't counted: every client is to have had its first reply."""
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What to send. In `body`, `{sku}` becomes one of `skus` stock-keeping units, at random."""
+    """What to send. Clients are split evenly over `ports`."""
 
-    path: str
-    body: str
-    skus: int = 1
+    workload: Workload
+    ports: tuple[int, ...]
     clients: int = 64
-    seconds: float = 3.0
+    seconds: float = 1.5
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """Replies by status, requests per second of the good ones, and their latencies in milliseconds."""
+    """What came of it. `per_second` and the latencies, in milliseconds, are of whole cycles that ended well in the
+    `seconds`; `statuses` and `completed` are of everything, ramp and end included, as is the load's own CPU time."""
 
     statuses: dict[int, int]
+    completed: int
     per_second: float
     p50_ms: float
     p99_ms: float
+    cpu_seconds: float
 
 
-class _Connection(asyncio.Protocol):
-    """One client: sends the next request as soon as the last is answered."""
+class _Tally:
+    """What all clients count together."""
 
-    def __init__(self, request: Callable[[], bytes], until: float, done: Callable[[], None]) -> None:
-        self._request = request
-        self._until = until
-        self._done = done
-        self._transport: Any = None
-        self._buffer = b""
-        self._started = 0.0
-        self.latencies: list[float] = []
+    def __init__(self, clients: int, seconds: float) -> None:
+        self.begins = time.perf_counter() + RAMP_SECONDS
+        self.ends = self.begins + seconds
         self.statuses: dict[int, int] = {}
+        self.latencies: list[float] = []
+        self.completed = 0
+        self.finished = asyncio.Event()
+        self._left = clients
+
+    def count(self, status: int) -> None:
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+
+    def completes(self, started: float, now: float) -> None:
+        self.completed += 1
+        if self.begins <= now < self.ends:
+            self.latencies.append(now - started)
+
+    def leaves(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.finished.set()
+
+
+class _Client(Connection):
+    """Sends the next request as soon as the last is answered."""
+
+    def __init__(self, requests: Requests, steps: int, tally: _Tally) -> None:
+        super().__init__()
+        self._requests = requests
+        self._steps = steps
+        self._tally = tally
+        self._cycle = self._step = 0
+        self._started = 0.0
+        self._waits = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self._send()
+        super().connection_made(transport)
+        self._begin(time.perf_counter())
 
-    def _send(self) -> None:
-        self._started = time.perf_counter()
-        self._transport.write(self._request())
+    def _begin(self, now: float) -> None:
+        self._cycle = self._requests.next_cycle()
+        self._step = 0
+        self._started = now
+        self._waits = True
+        self.transport.write(self._requests.of(self._cycle, 0))
 
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        head = self._buffer.find(b"\r\n\r\n")
-        if head < 0:
-            return
-        at = self._buffer.find(b"content-length: ", 0, head)
-        length = int(self._buffer[at + 16 : self._buffer.find(b"\r\n", at)]) if at >= 0 else 0
-        if len(self._buffer) < head + 4 + length:
-            return
-        status = int(self._buffer[9:12])
-        self._buffer = b""
+    def replied(self, status: int, reply: bytes) -> None:
         now = time.perf_counter()
-        self.statuses[status] = self.statuses.get(status, 0) + 1
-        self.latencies.append(now - self._started)
-        if now < self._until:
-            self._send()
+        self._tally.count(status)
+        self._step += 1
+        if status < 300:
+            if self._step < self._steps:
+                self.transport.write(self._requests.of(self._cycle, self._step, id_in(reply)))
+                return
+            self._tally.completes(self._started, now)
+        if now < self._tally.ends:
+            self._begin(now)
         else:
-            self._transport.close()
+            self._waits = False
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._done()
+        if self._waits:
+            self._tally.count(LOST)
+        self._tally.leaves()
 
 
-async def _drive(host: str, port: int, load: Load) -> Measured:
-    numbers = itertools.count()
-    run = f"{os.getpid()}-{time.time_ns()}"
-    left = load.clients
-    finished = asyncio.Event()
-
-    def done() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            finished.set()
-
-    def request() -> bytes:
-        body = load.body.replace("{sku}", f"SKU-{random.randrange(load.skus)}")
-        return (
-            f"POST {load.path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
-            f"idempotency-key: {run}-{next(numbers)}\r\ncontent-length: {len(body)}\r\n\r\n{body}"
-        ).encode()
-
-    started = time.perf_counter()
+async def drive(load: Load) -> Measured:
+    """Put the load on, and say what came of it once the last request is answered."""
+    requests = Requests(load.workload, LOOPBACK, run=f"{time.time_ns():x}", seed=load.clients)
+    cpu = time.process_time()
+    tally = _Tally(load.clients, load.seconds)
     loop = asyncio.get_running_loop()
-    connections: list[_Connection] = []
-    for _ in range(load.clients):
-        _, connection = await loop.create_connection(
-            lambda: _Connection(request, started + load.seconds, done), host, port
-        )
-        connections.append(connection)
-    await finished.wait()
-    elapsed = time.perf_counter() - started
-    statuses: dict[int, int] = {}
-    for connection in connections:
-        for status, count in connection.statuses.items():
-            statuses[status] = statuses.get(status, 0) + count
-    latencies = sorted(latency for connection in connections for latency in connection.latencies)
-    good = sum(count for status, count in statuses.items() if status < 300)
+    for number in range(load.clients):
+        port = load.ports[number % len(load.ports)]
+        await loop.create_connection(lambda: _Client(requests, len(load.workload.steps), tally), LOOPBACK, port)
+    await tally.finished.wait()
+    latencies = sorted(tally.latencies)
     return Measured(
-        statuses,
-        good / elapsed,
-        latencies[len(latencies) // 2] * 1000,
-        latencies[int(len(latencies) * 0.99)] * 1000,
+        tally.statuses,
+        tally.completed,
+        len(latencies) / load.seconds,
+        percentile(latencies, 0.5) * 1000,
+        percentile(latencies, 0.99) * 1000,
+        time.process_time() - cpu,
     )
 
 
-def _child(host: str, port: int, load: Load, pipe: Any) -> None:
-    pipe.send(uvloop.run(_drive(host, port, load)))
-
-
-def measure(host: str, port: int, load: Load) -> Measured:
-    """Run a load in a process of its own, and wait for what it measured."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_child, args=(host, port, load, theirs))
-    process.start()
-    if not ours.poll(load.seconds + 30):
-        process.kill()
-        raise TimeoutError("the load did not end")
-    measured: Measured = ours.recv()
-    process.join()
-    return measured
+def not_good(statuses: Sequence[dict[int, int]]) -> int:
+    """How many replies were no success, over several rounds."""
+    return sum(count for one in statuses for status, count in one.items() if not 200 <= status < 300)

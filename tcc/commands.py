@@ -103,7 +103,7 @@ class MoveTransaction(Command, frozen=True, omit_defaults=True, kw_only=True):
     detail: Any = None
 
 
-class ReservationView(msgspec.Struct, frozen=True, kw_only=True):
+class ReservationView(msgspec.Struct, frozen=True):
     """A reservation as clients see it."""
 
     resource: str
@@ -125,7 +125,7 @@ class ReservationView(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime
 
 
-class TransactionView(msgspec.Struct, frozen=True, kw_only=True):
+class TransactionView(msgspec.Struct, frozen=True):
     """A transaction's own row, without its branches' states."""
 
     id: UUID
@@ -133,7 +133,8 @@ class TransactionView(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     reference: str | None
     confirm: str
-    branches: list[BranchPlan]
+    branches: msgspec.Raw
+    """As JSON; see `plans`."""
     detail: Any
     attention: str | None
     attention_since: datetime | None
@@ -143,6 +144,12 @@ class TransactionView(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime
     correlation_id: str
 
+    def plans(self) -> list[BranchPlan]:
+        """What the branches are to be."""
+        return _decode_plans(self.branches)
+
+
+_decode_plans = msgspec.json.Decoder(list[BranchPlan]).decode
 
 DONE = "done"
 REPEATED = "repeated"

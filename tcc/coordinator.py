@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,7 +19,7 @@ import structlog
 
 from tcc import reads
 from tcc.asking import Asking, fields
-from tcc.batch import Batcher, Group, Result
+from tcc.batch import Batcher
 from tcc.commands import (
     Begin,
     BranchPlan,
@@ -32,6 +33,7 @@ from tcc.commands import (
     Try,
 )
 from tcc.errors import Rejected, Unavailable
+from tcc.groups import Group, Result
 from tcc.idempotency import Claim, KeyRef, Reply
 from tcc.ids import new_id
 from tcc.machine import TERMINAL, Event, Reason, State
@@ -99,6 +101,22 @@ class Begun(msgspec.Struct, frozen=True):
     result: Result
 
 
+class Part(msgspec.Struct, frozen=True):
+    """The steps of a round that one database takes, in one group. `whole`: the transaction's own among them."""
+
+    place: Batcher
+    steps: tuple[Step, ...]
+    whole: bool
+
+
+class Round(msgspec.Struct, frozen=True):
+    """What can be done at once: parts for the databases, branches whose outside is to be asked; or why to stop."""
+
+    parts: tuple[Part, ...] = ()
+    asking: tuple[int, ...] = ()
+    park: str | None = None
+
+
 class Coordinator:
     """Begins, decides and drives transactions."""
 
@@ -108,6 +126,9 @@ class Coordinator:
         self._settings = settings
         self._wake = wake
         self._order = {name: index for index, name in enumerate(stores.resources)}
+        # Pure, and asked for every round of every transaction: there are few answers, and each takes long to find.
+        self._stretch = lru_cache(maxsize=4096)(self._find_stretch)
+        self._round = lru_cache(maxsize=4096)(self._find_round)
 
     async def begin(
         self,
@@ -137,7 +158,7 @@ class Coordinator:
         )
         nothing = tuple(BranchState(branch) for branch in plans)
         known = self._known(State.TRYING, confirm == "auto", False, nothing)
-        steps = self._stretch(known, plan(known), self._stores.home)
+        steps = self._stretch(known, (), self._stores.home)
         commands = [self._command(context, step, id, plans, ttl_seconds, reference) for step in steps]
 
         def learned(outcomes: Sequence[Outcome[Any]]) -> Transaction:
@@ -167,7 +188,7 @@ class Coordinator:
         """Add the branches, read from wherever they are. Raises `Unavailable` unless `whole` is False."""
         by_resource: dict[str, list[UUID]] = {}
         for view in views:
-            for branch in view.branches:
+            for branch in view.plans():
                 by_resource.setdefault(branch.resource, []).append(branch.id)
         pages = await asyncio.gather(
             *(reads.reservations(self._stores.of(r).database, tenant_id, r, ids) for r, ids in by_resource.items()),
@@ -183,7 +204,7 @@ class Coordinator:
             else:
                 raise page
         return [
-            Transaction(v, tuple(_branch(v, b, found.get(b.id), b.resource in away) for b in v.branches)) for v in views
+            Transaction(v, tuple(_branch(v, b, found.get(b.id), b.resource in away) for b in v.plans())) for v in views
         ]
 
     async def decide(
@@ -231,7 +252,7 @@ class Coordinator:
             )
             for step in steps
         }
-        transaction, _ = await self._round(context, transaction, steps, prepared, [], None, None)
+        transaction, _ = await self._take(context, transaction, self._parts(steps), prepared, [], None, None)
         return transaction
 
     async def drive(
@@ -260,20 +281,18 @@ class Coordinator:
                 transaction.overdue,
                 transaction.branches,
             )
-            due = [MoveBranch(known.branches[index], move.event) for index, move in prepared.items()]
-            steps = self._stretch(known, due or plan(known))
-            if park := next((step for step in steps if isinstance(step, Park)), None):
-                return await self._postpone(context, transaction, attention=park.why, seconds=0)
-            asking = [step.branch.index for step in steps if isinstance(step, AskBranch)]
+            due = tuple([MoveBranch(known.branches[index], move.event) for index, move in prepared.items()])
+            now = self._round(known, due)
+            if now.park:
+                return await self._postpone(context, transaction, attention=now.park, seconds=0)
             # One that waits for a person isn't asked again before that person has said so (`retry`).
-            stuck = {index: why for index in asking if (why := _attention(transaction.branches[index]))}
-            asks = [index for index in asking if index not in blocked and index not in stuck]
-            doable = [step for step in steps if not isinstance(step, (AskBranch, Park))]
-            if not asks and not doable:
-                if not asking:
+            stuck = {index: why for index in now.asking if (why := _attention(transaction.branches[index]))}
+            asks = [index for index in now.asking if index not in blocked and index not in stuck]
+            if not asks and not now.parts:
+                if not now.asking:
                     return await self._final(context.tenant_id, transaction)
                 # Those that wait for a person must not keep the others from their end.
-                attention = next(iter(stuck.values())) if len(stuck) == len(asking) else None
+                attention = next(iter(stuck.values())) if len(stuck) == len(now.asking) else None
                 seconds = min((m.retry_seconds or 0 for m in blocked.values() if not m.attention), default=0)
                 patient = not attention and asyncio.get_running_loop().time() + seconds < until
                 # One that we shall ask again ourselves isn't due to anybody else before we had our turn.
@@ -287,9 +306,8 @@ class Coordinator:
                 blocked.clear()
                 rounds = 0
                 continue
-            transaction, answered = await self._round(context, transaction, doable, prepared, asks, answers, reply)
-            prepared = answered
-            blocked |= {index: move for index, move in answered.items() if move.event is Event.POSTPONE}
+            transaction, prepared = await self._take(context, transaction, now.parts, prepared, asks, answers, reply)
+            blocked |= {index: move for index, move in prepared.items() if move.event is Event.POSTPONE}
         log.error("drive_gave_up", transaction_id=str(transaction.view.id), state=transaction.view.state)
         return await self._postpone(context, transaction, attention="It doesn't come to its end.", seconds=0)
 
@@ -301,48 +319,41 @@ class Coordinator:
         loaded = await self.load(tenant_id, transaction.view.id, whole=False)
         return msgspec.structs.replace(loaded, reply=transaction.reply)
 
-    async def _round(
+    async def _take(
         self,
         context: Context,
         transaction: Transaction,
-        steps: Sequence[Step],
+        parts: Sequence[Part],
         prepared: Mapping[int, Move],
         asks: Sequence[int],
         answers: KeyRef | None,
         reply: TransactionReply | None,
     ) -> tuple[Transaction, dict[int, Move]]:
-        """Everything that can go on at once: a group of commands for each database, and the questions outside."""
-        groups: dict[Batcher, list[Step]] = {}
-        for step in steps:
-            groups.setdefault(self._place(step), []).append(step)
-        view = transaction.view
+        """Take a round: everything in it at once. What is known then, and what the outside answered, as commands."""
+        view, branches = transaction.view, transaction.branches
+        plans = [branch.plan for branch in branches]
         ttl_seconds = (view.deadline - view.created_at).total_seconds()
-        caps = [b.view.extendable_until for b in transaction.branches if b.view] + [m.cap for m in prepared.values()]
+        caps = [b.view.extendable_until for b in branches if b.view] + [move.cap for move in prepared.values()]
         cap = min(filter(None, caps), default=None)
 
-        async def submit(place: Batcher, these: Sequence[Step]) -> Result:
+        async def submit(part: Part) -> Result:
             commands = [
-                _answer_to(s, prepared)
-                or self._command(context, s, view.id, view.branches, ttl_seconds, view.reference, cap)
-                for s in these
+                _answer_to(step, prepared)
+                or self._command(context, step, view.id, plans, ttl_seconds, view.reference, cap)
+                for step in part.steps
             ]
-            render = (lambda outcomes: reply(_learned(transaction, these, outcomes))) if reply else None
-            whole = any(isinstance(s, MoveWhole) for s in these)
-            return await place.submit(
-                Group(commands=commands, answers=answers if whole else None, render=render if whole else None)
-            )
+            if not part.whole or reply is None:
+                return await part.place.submit(Group(commands=commands))
+            render = lambda outcomes: reply(_learned(transaction, part.steps, outcomes))  # noqa: E731
+            return await part.place.submit(Group(commands=commands, answers=answers, render=render))
 
-        questions = asyncio.gather(
-            *(self._asking.ask(context, branch) for i in asks if (branch := transaction.branches[i].view))
-        )
-        results, moves = await asyncio.gather(
-            asyncio.gather(*(submit(place, these) for place, these in groups.items())), questions
-        )
-        for these, result in zip(groups.values(), results, strict=True):
-            transaction = _learned(transaction, these, result.outcomes)
-            if result.reply:
-                transaction = msgspec.structs.replace(transaction, reply=result.reply)
-        return transaction, dict(zip(asks, moves, strict=True))
+        questions = [self._asking.ask(context, there) for index in asks if (there := branches[index].view)]
+        tasks = [*(submit(part) for part in parts), *questions]
+        # Most rounds are one thing, which needs no task of its own.
+        done: list[Any] = [await tasks[0]] if len(tasks) == 1 else await asyncio.gather(*tasks)
+        for part, result in zip(parts, done, strict=False):
+            transaction = _learned(transaction, part.steps, result.outcomes, result.reply)
+        return transaction, dict(zip(asks, done[len(parts) :], strict=True))
 
     async def _postpone(
         self, context: Context, transaction: Transaction, *, attention: str | None, seconds: float
@@ -359,34 +370,57 @@ class Coordinator:
             log.warning("attention", transaction_id=str(transaction.view.id), why=attention)
         return _learned(transaction, [MoveWhole(Event.POSTPONE)], result.outcomes)
 
-    def _stretch(self, known: Known, steps: Sequence[Step], place: Batcher | None = None) -> list[Step]:
+    def _find_round(self, known: Known, due: tuple[Step, ...]) -> Round:
+        """What can be done at once: what is due, or else what the plan says."""
+        steps = self._stretch(known, due, None)
+        return Round(
+            self._parts([step for step in steps if not isinstance(step, (AskBranch, Park))]),
+            tuple([step.branch.index for step in steps if isinstance(step, AskBranch)]),
+            next((step.why for step in steps if isinstance(step, Park)), None),
+        )
+
+    def _parts(self, steps: Sequence[Step]) -> tuple[Part, ...]:
+        """Steps, by the database that takes them."""
+        by_place: dict[Batcher, list[Step]] = {}
+        for step in steps:
+            by_place.setdefault(self._place(step), []).append(step)
+        return tuple(
+            Part(place, tuple(these), any(isinstance(step, MoveWhole) for step in these))
+            for place, these in by_place.items()
+        )
+
+    def _find_stretch(self, known: Known, due: tuple[Step, ...], place: Batcher | None) -> tuple[Step, ...]:
         """As many steps as one round can take: those that are due, then those that will be once they have come out
         well, as long as all belong to one database and nobody outside must be asked in between."""
         run: list[Step] = []
+        steps: Sequence[Step] = due or plan(known)
         while steps:
             if any(isinstance(step, (AskBranch, Park)) for step in steps):
-                return run or ([] if place else list(steps))
+                return tuple(run or ([] if place else steps))
             steps = sorted(steps, key=self._rank)
             places = {self._place(step) for step in steps}
             if place is not None and places != {place}:
-                return run
+                break
             run += steps
             if len(places) > 1:
-                return run
+                break
             (place,) = places
             for step in steps:
                 known = assume(known, step)
             steps = plan(known)
-        return run
+        return tuple(run)
 
     def _known(self, state: State, auto: bool, overdue: bool, branches: Sequence[BranchState]) -> Known:
+        resources = self._stores.resources
         return Known(
-            state=state,
-            auto=auto,
-            overdue=overdue,
-            branches=tuple(
-                Branch(i, b.plan.resource, self._stores.resources[b.plan.resource].external, b.state)
-                for i, b in enumerate(branches)
+            state,
+            auto,
+            overdue,
+            tuple(
+                [
+                    Branch(i, b.plan.resource, resources[b.plan.resource].external, b.state)
+                    for i, b in enumerate(branches)
+                ]
             ),
         )
 
@@ -456,21 +490,23 @@ def _answer_to(step: Step, prepared: Mapping[int, Move]) -> Move | None:
     return move if move and isinstance(step, MoveBranch) and move.event is step.event else None
 
 
-def _learned(transaction: Transaction, steps: Sequence[Step], outcomes: Sequence[Outcome[Any]]) -> Transaction:
+def _learned(
+    transaction: Transaction, steps: Sequence[Step], outcomes: Sequence[Outcome[Any]], reply: Reply | None = None
+) -> Transaction:
     """What is known after commands; those behind one that failed have no outcome."""
     view, overdue, branches = transaction.view, transaction.overdue, list(transaction.branches)
     for step, outcome in zip(steps, outcomes, strict=False):
-        match step:
-            case MoveWhole():
-                view = outcome.view or view
-                if outcome.code == "expired":
-                    overdue = view.state in (State.TRYING, State.TRIED)
-                elif outcome.code == "not_expired":
-                    overdue = False
-            case TryBranch(branch) if outcome.view is None:
-                branches[branch.index] = msgspec.structs.replace(
-                    branches[branch.index], refusal=outcome.code, detail=outcome.detail
-                )
-            case TryBranch(branch) | MoveBranch(branch):
-                branches[branch.index] = _branch(view, branches[branch.index].plan, outcome.view)
-    return Transaction(view, tuple(branches), overdue, transaction.reply)
+        if isinstance(step, MoveWhole):
+            view = outcome.view or view
+            if outcome.code == "expired":
+                overdue = view.state in (State.TRYING, State.TRIED)
+            elif outcome.code == "not_expired":
+                overdue = False
+        elif isinstance(step, (TryBranch, MoveBranch)):
+            branch = branches[step.branch.index]
+            branches[step.branch.index] = (
+                BranchState(branch.plan, refusal=outcome.code, detail=outcome.detail)
+                if outcome.view is None and isinstance(step, TryBranch)
+                else _branch(view, branch.plan, outcome.view)
+            )
+    return Transaction(view, tuple(branches), overdue, reply or transaction.reply)

@@ -67,7 +67,8 @@ class Failure(Enum):
     """The server won't do this, whoever asks."""
 
 
-_CONFLICTS: Final = frozenset({"40001", "40P01"})
+_CONFLICTS: Final = frozenset({"40001", "40P01", "23505"})
+"""The last: somebody recorded the same id, or took the same key, after we had looked for it."""
 _TOO_LONG: Final = frozenset({"55P03", "57014"})
 _LOST_CLASSES: Final = ("08", "53", "57", "58")
 _LOST_CODES: Final = frozenset({"25006", "25P03", "XX000"})

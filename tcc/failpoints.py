@@ -19,9 +19,10 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tcc.batch import Batcher, Group, Result
+from tcc.batch import Batcher
 from tcc.commands import ReservationView
 from tcc.db import Database
+from tcc.groups import Group, Result
 from tcc.resource import Answer, External
 from tcc.settings import SettingsError
 

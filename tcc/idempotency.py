@@ -1,4 +1,7 @@
-"""Idempotency keys: claimed, and their replies stored, in the batch that has the effect.
+"""Idempotency keys: taken, and their replies stored, in the batch that has the effect.
+
+A batch looks its keys up before it does anything, and records them when it is done: with the reply, where there is one
+by then. That somebody else has taken one in between is told by the primary key, and the whole batch is done again.
 
 A key belongs to a tenant, a caller and an operation. Its row keeps a fingerprint of the request, so that another
 request under the same key is told so; and the reply, byte for byte, for whoever asks again. A key whose reply is not
@@ -71,19 +74,15 @@ def fingerprint(*parts: bytes) -> bytes:
     return digest.digest()
 
 
-_CLAIM = text(
+_KEEP = text(
     """
-WITH cmd AS MATERIALIZED (
-  SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:callers AS text[]), CAST(:operations AS text[]),
-    CAST(:keys AS text[]), CAST(:fingerprints AS bytea[]), CAST(:subjects AS uuid[]), CAST(:tokens AS uuid[]))
-    WITH ORDINALITY AS c(tenant_id, caller, operation, key, fingerprint, subject_id, token, ord)),
-claimed AS (
-  INSERT INTO idempotency_keys (tenant_id, caller, operation, key, fingerprint, subject_id, token, created_at)
-  SELECT tenant_id, caller, operation, key, fingerprint, subject_id, token, clock_timestamp() FROM cmd
-  ORDER BY tenant_id, caller, operation, key
-  ON CONFLICT DO NOTHING
-  RETURNING tenant_id, caller, operation, key)
-SELECT c.ord FROM cmd c JOIN claimed k USING (tenant_id, caller, operation, key)"""
+INSERT INTO idempotency_keys (tenant_id, caller, operation, key, fingerprint, subject_id, token, status, body, location,
+  created_at)
+SELECT c.*, clock_timestamp()
+FROM unnest(CAST(:tenants AS text[]), CAST(:callers AS text[]), CAST(:operations AS text[]), CAST(:keys AS text[]),
+  CAST(:fingerprints AS bytea[]), CAST(:subjects AS uuid[]), CAST(:tokens AS uuid[]), CAST(:statuses AS int[]),
+  CAST(:bodies AS bytea[]), CAST(:locations AS text[])) AS c(tenant_id, caller, operation, key)
+ORDER BY c.tenant_id, c.caller, c.operation, c.key"""
 )
 
 _LOOK = text(
@@ -133,30 +132,6 @@ def _columns(refs: Sequence[KeyRef]) -> dict[str, Any]:
     }
 
 
-async def claim(connection: AsyncConnection, claims: Sequence[Claim]) -> list[Held | None]:
-    """Claim keys, each at most once in the list. None for those that are now ours, else who holds it.
-
-    Another transaction that is claiming one of them is waited for. A key that our own first run of this batch claimed
-    (the connection was lost in its COMMIT) is ours.
-    """
-    columns = _columns([claim.ref for claim in claims])
-    columns["fingerprints"] = [claim.fingerprint for claim in claims]
-    columns["subjects"] = [claim.subject_id for claim in claims]
-    columns["tokens"] = [claim.token for claim in claims]
-    ours = {row.ord for row in await fetch(connection, _CLAIM, columns)}
-    if len(ours) == len(claims):
-        return [None] * len(claims)
-    others = [n for n in range(1, len(claims) + 1) if n not in ours]
-    held = await look(connection, [claims[n - 1].ref for n in others])
-    result: list[Held | None] = [None] * len(claims)
-    for n, found in zip(others, held, strict=True):
-        # One that is gone was released or purged just now: whoever is first takes it.
-        holder = found or (await claim(connection, [claims[n - 1]]))[0]
-        mine = holder is not None and holder.reply is None and holder.token == claims[n - 1].token
-        result[n - 1] = None if mine else holder
-    return result
-
-
 async def look(connection: AsyncConnection, refs: Sequence[KeyRef]) -> list[Held | None]:
     """What is stored under keys; None for a key that nobody holds."""
     found: list[Held | None] = [None] * len(refs)
@@ -166,13 +141,30 @@ async def look(connection: AsyncConnection, refs: Sequence[KeyRef]) -> list[Held
     return found
 
 
+async def keep(connection: AsyncConnection, claims: Sequence[tuple[Claim, Reply | None]]) -> None:
+    """Take keys that nobody held when they were looked up, with the replies that there are by now.
+
+    Where somebody has taken one since, the server refuses, which is a conflict: another transaction came first.
+    """
+    columns = _columns([claim.ref for claim, _ in claims])
+    columns["fingerprints"] = [claim.fingerprint for claim, _ in claims]
+    columns["subjects"] = [claim.subject_id for claim, _ in claims]
+    columns["tokens"] = [claim.token for claim, _ in claims]
+    await fetch(connection, _KEEP, columns | _replies([reply for _, reply in claims]))
+
+
+def _replies(replies: Sequence[Reply | None]) -> dict[str, Any]:
+    return {
+        "statuses": [reply and reply.status for reply in replies],
+        "bodies": [reply and reply.body for reply in replies],
+        "locations": [reply and reply.location for reply in replies],
+    }
+
+
 async def store(connection: AsyncConnection, replies: Mapping[KeyRef, Reply]) -> dict[KeyRef, Reply]:
     """Store replies; what the keys have now. A key that has a reply keeps it; only then is it looked at."""
     refs = sorted(replies)
-    columns = _columns(refs)
-    columns["statuses"] = [replies[ref].status for ref in refs]
-    columns["bodies"] = [replies[ref].body for ref in refs]
-    columns["locations"] = [replies[ref].location for ref in refs]
+    columns = _columns(refs) | _replies([replies[ref] for ref in refs])
     stored = {refs[row.ord - 1] for row in await fetch(connection, _STORE, columns)}
     others = [ref for ref in refs if ref not in stored]
     found = await look(connection, others) if others else []

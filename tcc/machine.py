@@ -1,7 +1,7 @@
 """Every state, every event and every allowed transition of reservations and transactions.
 
 This is the one place that says what may follow what. Python asks it (`Machine.code`), and the SQL that moves rows
-is generated from it (`Machine.sql_values`), so the two cannot disagree. Nothing here does I/O.
+is generated from it (`Machine.sql_target`), so the two cannot disagree. Nothing here does I/O.
 
 A resource with an external effect (a card authorisation) *rests* in `trying`, `confirming` and `cancelling` while
 the other side is asked. A resource whose effects are local passes through them inside one commit: its table of
@@ -128,9 +128,18 @@ class Machine(msgspec.Struct, frozen=True):
         )
         return msgspec.structs.replace(self, transitions=through)
 
-    def sql_values(self) -> str:
-        """The rows (event, source, target, guard) of a SQL VALUES list."""
-        return ", ".join(f"('{t.event}', '{t.source}', '{t.target}', '{t.guard}')" for t in self.transitions)
+    def guarded(self, guard: Guard) -> str:
+        """The events that have a guard, as a SQL list. An event has the same one in whatever state it finds."""
+        return ", ".join(f"'{event}'" for event in sorted({t.event for t in self.transitions if t.guard is guard}))
+
+    def sql_target(self, event: str, source: str) -> str:
+        """A SQL expression for the state that the event in one column leads to from the state in another; null where
+        it may not happen."""
+        by_event: dict[Event, str] = {}
+        for t in self.transitions:
+            by_event[t.event] = by_event.get(t.event, "") + f" WHEN '{t.source}' THEN '{t.target}'"
+        cases = "".join(f" WHEN '{name}' THEN CASE {source}{sources} END" for name, sources in by_event.items())
+        return f"CASE {event}{cases} END"
 
 
 def _everywhere(event: Event, *states: State) -> tuple[Transition, ...]:

@@ -24,7 +24,7 @@ WHERE tenant_id = :tenant_id AND resource = :resource AND id = ANY (CAST(:ids AS
 
 _TRANSACTION = text(
     f"""
-SELECT {TRANSACTION_VIEW}, expires_at <= clock_timestamp() AS overdue FROM transactions
+SELECT expires_at <= clock_timestamp() AS overdue, {TRANSACTION_VIEW} FROM transactions
 WHERE tenant_id = :tenant_id AND id = :id"""
 )
 

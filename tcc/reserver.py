@@ -10,8 +10,8 @@ from uuid import UUID
 import msgspec
 
 from tcc.asking import Asking, fields
-from tcc.batch import Group, Result
 from tcc.commands import DONE, Command, Context, Move, Outcome, ReservationView, Try
+from tcc.groups import Group, Result
 from tcc.idempotency import Claim, KeyRef, Reply
 from tcc.machine import RESTING, Event, Reason
 from tcc.settings import Settings

@@ -8,11 +8,11 @@ The fragments are common table expressions, and meet the protocol in these relat
 
 `fresh(ord, tenant_id, id, transaction_id, claim)`
     Tries of ids not seen before. Read by `Effects.decide`, which must end in
-    `decided(ord, code, kept, detail)`: one row for each fresh one, where `code` is `tried`, `again` (it would fit,
-    but not behind those before it in this batch: decide again) or the code of a refusal; `kept` is false where the
-    claim makes no sense at all, so that nothing is left behind; `detail` is jsonb or null.
+    `refused(ord, code, kept, detail)`: a row for each that can't be held, where `code` is `again` (it would fit, but
+    not behind those before it in this batch: decide again) or the code of a refusal; `kept` is false where the claim
+    makes no sense at all, so that nothing is left behind; `detail` is jsonb or null.
 `accepted(ord, tenant_id, id, transaction_id, claim, now)`
-    Those whose reservation was recorded. Read by `Effects.on_try`.
+    The others, which are recorded. Read by `Effects.on_try`.
 `moved(ord, tenant_id, id, transaction_id, claim, event, source, target, detail, now)`
     Reservations that an event has moved. Read by `Effects.on_move`.
 
@@ -32,14 +32,14 @@ from tcc.commands import Exchange, ReservationView
 from tcc.errors import FieldError, Kind
 from tcc.machine import Event
 
-TRIED_ALWAYS = "decided AS (SELECT ord, 'tried' AS code, true AS kept, NULL::jsonb AS detail FROM fresh)"
-"""For `Effects.decide`: a resource that never refuses."""
-
 
 class Effects(msgspec.Struct, frozen=True):
-    """What a resource does to its own tables: three lists of SQL common table expressions (see the module)."""
+    """What a resource does to its own tables: three lists of SQL common table expressions (see the module).
 
-    decide: str = TRIED_ALWAYS
+    Without `decide` it never refuses.
+    """
+
+    decide: str = ""
     on_try: str = ""
     on_move: str = ""
 

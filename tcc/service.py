@@ -11,11 +11,12 @@ import structlog
 
 from tcc import idempotency
 from tcc.asking import Asking
-from tcc.batch import Batcher, Group
+from tcc.batch import Batcher
 from tcc.coordinator import Coordinator
 from tcc.db import Database
 from tcc.errors import Unavailable
 from tcc.failpoints import DoomedBatcher, DoomedDatabase, DoomedExternal, Failpoints
+from tcc.groups import Group
 from tcc.idempotency import Held, KeyRef, Reply
 from tcc.metrics import Metrics
 from tcc.reserver import Reserver

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tcc.machine import RESERVATION, RESTING, TRANSACTION, Machine, State
+from tcc.machine import RESERVATION, RESTING, TRANSACTION, Guard, Machine, State
 from tcc.resource import Effects
 
 _RESTING: Final = ", ".join(f"'{state}'" for state in sorted(RESTING))
@@ -44,125 +44,138 @@ def _with(*parts: str) -> str:
     return "WITH " + ",\n".join(part.strip().rstrip(",") for part in parts if part.strip())
 
 
-def _shown(view: str, *sources: tuple[str, str]) -> str:
-    """What became of each command: sources are (what is said, relation `x`); no two show the same `ord`.
-
-    There is one row more where none is shown, so that the clock is always told.
-    """
-    selects = (f"SELECT x.ord, {said}, {_prefixed(view, 'x')} FROM {relation}" for said, relation in sources)
-    return "\n  UNION ALL ".join(selects)
-
-
 def _prefixed(columns: str, relation: str) -> str:
     return ", ".join(f"{relation}.{name.strip()}" for name in columns.replace("\n", " ").split(","))
 
 
-_KNOWN_CODE: Final = "CASE WHEN x.same THEN 'repeated' ELSE 'id_reused' END"
-
-
 def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
-    """Tries: (now, ord, code, known, what a refusal found, the reservation's columns)."""
+    """Tries: (now, ord, code, kept, detail), a row for each that isn't simply held as it was asked for.
+
+    `code` is `known` (there is such a reservation), `again`, or why it is refused; one that is `kept` is recorded as
+    refused. `ord` is null where there is no such row, so that the clock is always told.
+    """
     held = State.TRYING if external else State.TRIED
-    due_seconds = "LEAST(f.ttl_seconds, :lease_seconds)" if external else "f.ttl_seconds"
+    due_seconds = "LEAST(a.ttl_seconds, :lease_seconds)" if external else "a.ttl_seconds"
+    due = f"CASE WHEN a.transaction_id IS NULL THEN a.now + make_interval(secs => {due_seconds}) END"
     columns = f"{_COMMAND_COLUMNS}, transaction_id uuid, reference text, claim jsonb, ttl_seconds float8"
+    refuses = bool(effects.decide)
+    written = [
+        f"SELECT a.*, '{held}' AS state, NULL::text AS code, NULL::jsonb AS detail, {due} AS due_at FROM accepted a"
+    ]
+    exceptions = ["SELECT n.ord, 'known' AS code, false AS kept, NULL::jsonb AS detail FROM known n"]
+    if refuses:
+        written.append("""SELECT f.*, k.now, 'refused', d.code, d.detail, NULL
+  FROM refused d JOIN fresh f ON f.ord = d.ord CROSS JOIN clock k WHERE d.kept AND d.code <> 'again'""")
+        exceptions.append("SELECT d.ord, d.code, d.kept, d.detail FROM refused d")
     return (
         _with(
             _cmd(columns, resource),
             """known AS MATERIALIZED (
-  SELECT c.ord, r.claim = c.claim AND r.transaction_id IS NOT DISTINCT FROM c.transaction_id AS same, r.*
+  SELECT c.ord
   FROM cmd c JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id)""",
             """fresh AS MATERIALIZED (
-  SELECT c.* FROM cmd c WHERE c.ord NOT IN (SELECT k.ord FROM known k))""",
+  SELECT c.* FROM cmd c WHERE c.ord NOT IN (SELECT n.ord FROM known n))""",
             effects.decide,
-            """clock AS MATERIALIZED (SELECT clock_timestamp() AS now, count(*) AS decided FROM decided)""",
-            f"""recorded AS (
+            f"""clock AS MATERIALIZED (
+  SELECT clock_timestamp() AS now{", count(*) AS refused FROM refused" if refuses else ""})""",
+            f"""accepted AS MATERIALIZED (
+  SELECT f.*, k.now FROM fresh f CROSS JOIN clock k
+  {"WHERE f.ord NOT IN (SELECT d.ord FROM refused d)" if refuses else ""})""",
+            f"""written AS MATERIALIZED (
+  {" UNION ALL ".join(written)})""",
+            """recorded AS (
   INSERT INTO reservations (tenant_id, resource, id, state, reason, transaction_id, reference, claim, detail,
     expires_at, due_at, created_at, updated_at, correlation_id)
-  SELECT f.tenant_id, f.resource, f.id, CASE d.code WHEN 'tried' THEN '{held}' ELSE 'refused' END,
-    CASE d.code WHEN 'tried' THEN NULL ELSE d.code END, f.transaction_id, f.reference, f.claim, d.detail,
-    k.now + make_interval(secs => f.ttl_seconds),
-    CASE WHEN d.code = 'tried' AND f.transaction_id IS NULL THEN k.now + make_interval(secs => {due_seconds}) END,
-    k.now, k.now, f.correlation_id
-  FROM fresh f JOIN decided d ON d.ord = f.ord CROSS JOIN clock k
-  WHERE d.kept AND d.code <> 'again'
-  ORDER BY f.tenant_id, f.id
-  ON CONFLICT DO NOTHING
-  RETURNING *)""",
-            """written AS MATERIALIZED (
-  SELECT f.ord, f.entry_id, f.actor, r.*
-  FROM recorded r JOIN fresh f ON f.id = r.id AND f.tenant_id = r.tenant_id)""",
-            """accepted AS (
-  SELECT w.ord, w.tenant_id, w.id, w.transaction_id, w.claim, w.created_at AS now
-  FROM written w WHERE w.state <> 'refused')""",
+  SELECT w.tenant_id, w.resource, w.id, w.state, w.code, w.transaction_id, w.reference, w.claim, w.detail,
+    w.now + make_interval(secs => w.ttl_seconds), w.due_at, w.now, w.now, w.correlation_id
+  FROM written w ORDER BY w.tenant_id, w.id)""",
             effects.on_try,
             """journaled AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
     correlation_id, actor)
-  SELECT w.tenant_id, w.id, w.entry_id, w.transaction_id, w.resource, w.created_at, 'try', NULL, w.state, w.reason,
+  SELECT w.tenant_id, w.id, w.entry_id, w.transaction_id, w.resource, w.now, 'try', NULL, w.state, w.code,
     w.correlation_id, w.actor
   FROM written w)""",
         )
         + f"""
-SELECT k.now, s.* FROM clock k LEFT JOIN (
-  {
-            _shown(
-                RESERVATION_VIEW,
-                (f"{_KNOWN_CODE} AS code, true AS known, NULL::jsonb AS refusal", "known x"),
-                ("CASE x.state WHEN 'refused' THEN x.reason ELSE 'done' END, false, x.detail", "written x"),
-            )
-        }
-  UNION ALL SELECT d.ord, CASE WHEN d.kept THEN 'again' ELSE d.code END, false, d.detail, {
-            ", ".join("NULL" for _ in RESERVATION_VIEW.split(","))
-        }
-  FROM decided d WHERE d.ord NOT IN (SELECT w.ord FROM written w)) s ON true"""
+SELECT k.now, x.* FROM clock k LEFT JOIN (
+  {" UNION ALL ".join(exceptions)}) x ON true"""
+    )
+
+
+def found_sql(resource: str) -> str:
+    """What is there under ids: (ord, whether it is the same as what is asked for, the reservation's columns)."""
+    return (
+        _with(_cmd("tenant_id text, id uuid, transaction_id uuid, claim jsonb", resource))
+        + f"""
+SELECT c.ord, r.claim = c.claim AND r.transaction_id IS NOT DISTINCT FROM c.transaction_id AS same,
+  {_prefixed(RESERVATION_VIEW, "r")}
+FROM cmd c JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id"""
+    )
+
+
+def found_transactions_sql() -> str:
+    """What is there under ids: (ord, the transaction's columns)."""
+    return (
+        _with(_cmd("tenant_id text, id uuid"))
+        + f"""
+SELECT c.ord, {_prefixed(TRANSACTION_VIEW, "r")}
+FROM cmd c JOIN transactions r ON r.id = c.id AND r.tenant_id = c.tenant_id"""
     )
 
 
 _SET: Final = """state = j.target,
-    reason = COALESCE(j.said_reason, r.reason),
+    reason = COALESCE(j.reason, r.reason),
     expires_at = j.until,
     expires_cap = COALESCE(j.cap, r.expires_cap),
-    detail = COALESCE(j.said_detail, r.detail),
+    detail = COALESCE(j.detail, r.detail),
     attempts = CASE j.event WHEN 'postpone' THEN r.attempts + 1 ELSE 0 END,
-    attention = CASE WHEN j.event = 'postpone' THEN COALESCE(j.said_attention, r.attention) END,
-    attention_since = CASE WHEN j.event = 'postpone' AND j.said_attention IS NOT NULL
+    attention = CASE WHEN j.event = 'postpone' THEN COALESCE(j.attention, r.attention) END,
+    attention_since = CASE WHEN j.event = 'postpone' AND j.attention IS NOT NULL
                            THEN COALESCE(r.attention_since, j.now)
                            WHEN j.event = 'postpone' THEN r.attention_since END,
     updated_at = j.now"""
 
 _DUE: Final = f"""CASE
-      WHEN j.said_attention IS NOT NULL THEN CASE WHEN j.target = 'trying' THEN j.until END
+      WHEN j.attention IS NOT NULL THEN CASE WHEN j.target = 'trying' THEN j.until END
       WHEN j.event = 'retry' THEN j.now
       WHEN j.target = 'tried' THEN j.until
+      WHEN j.target IN ({_RESTING}) AND j.retry_seconds IS NULL
+        AND r.due_at BETWEEN j.now + make_interval(secs => :lease_seconds / 2)
+                         AND j.now + make_interval(secs => :lease_seconds) THEN r.due_at
       WHEN j.target IN ({_RESTING}) THEN LEAST(j.now + make_interval(secs => COALESCE(j.retry_seconds, :lease_seconds)),
         CASE WHEN j.target = 'trying' THEN j.until END)
     END"""
+"""When a row is due to a sweep. A time that is good enough is kept: an update that changes no indexed column touches no
+index."""
 
 
 def _judged(machine: Machine, columns: str, table: str, resource: str | None) -> tuple[str, ...]:
-    """Lock the rows in order, read the clock, and say of each command what it would do, and whether it may."""
+    """Lock the rows in order, read the clock, and say of each command what it would do, and whether it may.
+
+    Of the row there is only what it takes to judge; `j.` columns that have a name of the row's are what was said.
+    """
     branch = resource is not None
-    owner = "l.transaction_id IS NOT DISTINCT FROM l.said_transaction_id" if branch else "true"
-    decided_elsewhere = "l.transaction_id IS NOT NULL OR " if branch else ""
-    said = "c.transaction_id AS said_transaction_id, c.exchanges," if branch else "NULL::jsonb AS exchanges,"
+    owner = "r.transaction_id" if branch else "NULL::uuid"
+    owned = "l.owner IS NOT DISTINCT FROM l.transaction_id" if branch else "true"
+    decided_elsewhere = "l.owner IS NOT NULL OR " if branch else ""
     of_resource = " AND r.resource = c.resource" if branch else ""
+    live, expired = machine.guarded(Guard.LIVE), machine.guarded(Guard.EXPIRED)
     return (
         _cmd(columns, resource),
-        f"machine(event, source, target, guard) AS (VALUES {machine.sql_values()})",
         f"""locked AS MATERIALIZED (
-  SELECT c.ord, c.event, c.reason AS said_reason, c.ttl_seconds, c.retry_seconds, c.cap, c.detail AS said_detail,
-    c.attention AS said_attention, c.correlation_id AS said_correlation_id, c.actor, c.entry_id, {said} r.*
+  SELECT c.*, r.state AS source, r.attempts, r.expires_at, r.expires_cap, {owner} AS owner
   FROM cmd c JOIN {table} r ON r.id = c.id{of_resource} AND r.tenant_id = c.tenant_id
   ORDER BY r.tenant_id, r.id FOR NO KEY UPDATE OF r)""",
         "clock AS MATERIALIZED (SELECT clock_timestamp() AS now, count(*) AS locked FROM locked)",
         f"""judged AS MATERIALIZED (
-  SELECT l.*, k.now, m.target, {owner} AS owned,
-    CASE m.guard WHEN 'live' THEN {decided_elsewhere}LEAST(l.expires_at, l.cap, l.expires_cap) > k.now
-                 WHEN 'expired' THEN LEAST(l.expires_at, l.cap, l.expires_cap) <= k.now ELSE true END AS in_time,
+  SELECT l.*, k.now, {machine.sql_target("l.event", "l.source")} AS target, {owned} AS owned,
+    CASE WHEN l.event IN ({live}) THEN {decided_elsewhere}LEAST(l.expires_at, l.cap, l.expires_cap) > k.now
+         WHEN l.event IN ({expired}) THEN LEAST(l.expires_at, l.cap, l.expires_cap) <= k.now ELSE true END AS in_time,
     LEAST(CASE WHEN l.ttl_seconds IS NULL THEN l.expires_at
                ELSE GREATEST(l.expires_at, k.now + make_interval(secs => l.ttl_seconds)) END,
           COALESCE(l.cap, l.expires_cap)) AS until
-  FROM locked l CROSS JOIN clock k LEFT JOIN machine m ON m.event = l.event AND m.source = l.state)""",
+  FROM locked l CROSS JOIN clock k)""",
     )
 
 
@@ -171,28 +184,34 @@ def _moved_rows(table: str, assignments: str) -> str:
     as it is now that we hold its lock. To compare `r.state` again would compare the row as it was before we waited.
     """
     of_resource = " AND r.resource = j.resource" if table == "reservations" else ""
+    exchanges = "j.exchanges" if table == "reservations" else "NULL::jsonb"
     return f"""moved_rows AS (
   UPDATE {table} r SET {_SET},
     {assignments}
   FROM judged j
   WHERE r.id = j.id{of_resource} AND r.tenant_id = j.tenant_id
     AND j.target IS NOT NULL AND j.in_time AND j.owned
-  RETURNING j.ord, j.event, j.state AS source, j.attempts AS attempt, j.said_reason, j.said_detail, j.said_attention,
-    j.said_correlation_id, j.actor, j.entry_id, j.exchanges, j.now, r.*)"""
+  RETURNING j.ord, j.event, j.source, j.attempts AS attempt, j.reason AS said_reason, j.now,
+    COALESCE(j.detail, to_jsonb(j.attention)) AS said, j.correlation_id AS asked_under, j.actor, j.entry_id,
+    {exchanges} AS exchanges, r.*)"""
 
 
-def _journaled(resource: str, transaction: str) -> str:
+def _journaled(resource: str | None) -> str:
     """A row for whatever moved; and for what was exchanged with the outside, though nothing moved.
 
     A command that is applied again, since nobody heard of its commit, has its row already.
     """
-    of = f"""x.tenant_id, x.id, x.entry_id, {transaction}, {resource}, x.now, x.event, %s, x.state, x.said_reason,
-    x.said_correlation_id, x.actor, %s, x.exchanges, COALESCE(x.said_detail, to_jsonb(x.said_attention))"""
+    of = ", x.transaction_id, x.resource, x.now" if resource else ", x.id, NULL, x.now"
+    unmoved = f"""
+  UNION ALL SELECT x.tenant_id, x.id, x.entry_id{of}, x.event, x.source, x.source, x.reason, x.correlation_id, x.actor,
+    x.attempts, x.exchanges, COALESCE(x.detail, to_jsonb(x.attention))
+  FROM {_UNMOVED} AND x.exchanges IS NOT NULL"""
     return f"""journaled AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
     correlation_id, actor, attempt, exchanges, detail)
-  SELECT {of % ("x.source", "x.attempt")} FROM moved_rows x
-  UNION ALL SELECT {of % ("x.state", "x.attempts")} FROM {_UNMOVED} AND x.exchanges IS NOT NULL
+  SELECT x.tenant_id, x.id, x.entry_id{of}, x.event, x.source, x.state, x.said_reason, x.asked_under, x.actor,
+    x.attempt, x.exchanges, x.said
+  FROM moved_rows x{unmoved if resource else ""}
   ON CONFLICT DO NOTHING)"""
 
 
@@ -200,41 +219,36 @@ _UNMOVED: Final = "judged x WHERE x.ord NOT IN (SELECT m.ord FROM moved_rows m)"
 
 
 def _outcomes(view: str) -> str:
+    nothing = ", ".join("NULL" for _ in view.split(","))
     return f"""
 SELECT k.now, s.* FROM clock k LEFT JOIN (
-  {
-        _shown(
-            view,
-            (
-                "'moved' AS how, x.source AS before, true AS allowed, true AS in_time, true AS owned",
-                "moved_rows x",
-            ),
-            ("'found', x.state, x.target IS NOT NULL, x.in_time, x.owned", _UNMOVED),
-        )
-    }) s ON true"""
+  SELECT x.ord, 'moved' AS how, x.source, true AS allowed, true AS in_time, true AS owned, {_prefixed(view, "x")}
+  FROM moved_rows x
+  UNION ALL SELECT x.ord, 'found', x.source, x.target IS NOT NULL, x.in_time, x.owned, {nothing}
+  FROM {_UNMOVED}) s ON true"""
 
 
 def move_sql(resource: str, effects: Effects, *, external: bool) -> str:
     """Moves: (now, ord, how, state before, allowed, in_time, owned, the reservation's columns).
 
-    `how` is `moved` or `found` (and not moved); no row: there is no such reservation.
+    `how` is `moved` or `found` (and not moved: then there are no columns); no row: there is no such reservation.
     """
     machine = RESERVATION if external else RESERVATION.local()
     columns = f"{_MOVE_COLUMNS}, transaction_id uuid, exchanges jsonb"
     return _with(
         *_judged(machine, columns, "reservations", resource),
-        _moved_rows("reservations", f"due_at = CASE WHEN j.transaction_id IS NULL THEN {_DUE} END"),
+        _moved_rows("reservations", f"due_at = CASE WHEN j.owner IS NULL THEN {_DUE} END"),
         """moved AS (
   SELECT m.ord, m.tenant_id, m.id, m.transaction_id, m.claim, m.event, m.source, m.state AS target,
-    m.said_detail AS detail, m.now
+    m.detail, m.now
   FROM moved_rows m)""",
         effects.on_move,
-        _journaled("x.resource", "x.transaction_id"),
+        _journaled(resource),
     ) + _outcomes(RESERVATION_VIEW)
 
 
 def bury_sql(resource: str) -> str:
-    """Tombstones for cancels that found nothing: (ord, how, the reservation's columns); no row for an id that somebody
+    """Tombstones for cancels that found nothing: (ord, the reservation's columns); no row for an id that somebody
     recorded meanwhile.
 
     A statement of its own, after the moves: they lock what the effects share, and a Try locks that before its own row.
@@ -265,12 +279,12 @@ def bury_sql(resource: str) -> str:
   FROM buried b)""",
         )
         + f"""
-{_shown(RESERVATION_VIEW, ("'buried' AS how", "buried x"))}"""
+SELECT b.ord, {_prefixed(RESERVATION_VIEW, "b")} FROM buried b"""
     )
 
 
 def begin_sql() -> str:
-    """Transactions recorded: (now, ord, how, the transaction's columns); a repeat finds the row that is there."""
+    """Transactions recorded: (now, ord), a row for each that was there already. `ord` is null where none was."""
     columns = f"""{_COMMAND_COLUMNS}, reference text, confirm text, branches jsonb, ttl_seconds float8,
       retry_seconds float8"""
     return (
@@ -278,28 +292,24 @@ def begin_sql() -> str:
             _cmd(columns),
             "clock AS MATERIALIZED (SELECT clock_timestamp() AS now)",
             """known AS MATERIALIZED (
-  SELECT c.ord, r.* FROM cmd c JOIN transactions r ON r.id = c.id AND r.tenant_id = c.tenant_id)""",
+  SELECT c.ord FROM cmd c JOIN transactions r ON r.id = c.id AND r.tenant_id = c.tenant_id)""",
+            """fresh AS MATERIALIZED (
+  SELECT c.*, k.now FROM cmd c CROSS JOIN clock k WHERE c.ord NOT IN (SELECT n.ord FROM known n))""",
             """recorded AS (
   INSERT INTO transactions (tenant_id, id, state, reference, confirm, branches, expires_at, due_at,
     created_at, updated_at, correlation_id)
-  SELECT c.tenant_id, c.id, 'trying', c.reference, c.confirm, c.branches,
-    k.now + make_interval(secs => c.ttl_seconds), k.now + make_interval(secs => LEAST(c.ttl_seconds, c.retry_seconds)),
-    k.now, k.now, c.correlation_id
-  FROM cmd c CROSS JOIN clock k
-  WHERE c.ord NOT IN (SELECT n.ord FROM known n)
-  ORDER BY c.tenant_id, c.id
-  RETURNING *)""",
-            """written AS MATERIALIZED (
-  SELECT c.ord, c.entry_id, c.actor, r.* FROM recorded r JOIN cmd c ON c.id = r.id AND c.tenant_id = r.tenant_id)""",
+  SELECT f.tenant_id, f.id, 'trying', f.reference, f.confirm, f.branches,
+    f.now + make_interval(secs => f.ttl_seconds), f.now + make_interval(secs => LEAST(f.ttl_seconds, f.retry_seconds)),
+    f.now, f.now, f.correlation_id
+  FROM fresh f ORDER BY f.tenant_id, f.id)""",
             """journaled AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, at, event, source, target, correlation_id,
     actor)
-  SELECT w.tenant_id, w.id, w.entry_id, w.id, w.created_at, 'begin', NULL, w.state, w.correlation_id, w.actor
-  FROM written w)""",
+  SELECT f.tenant_id, f.id, f.entry_id, f.id, f.now, 'begin', NULL, 'trying', f.correlation_id, f.actor
+  FROM fresh f)""",
         )
-        + f"""
-SELECT k.now, s.* FROM clock k LEFT JOIN (
-  {_shown(TRANSACTION_VIEW, ("'done' AS how", "written x"), ("'repeated'", "known x"))}) s ON true"""
+        + """
+SELECT k.now, n.ord FROM clock k LEFT JOIN known n ON true"""
     )
 
 
@@ -313,5 +323,5 @@ def move_transaction_sql() -> str:
     decided_at = CASE WHEN j.target IN ('confirming', 'cancelling') THEN COALESCE(r.decided_at, j.now)
                       ELSE r.decided_at END""",
         ),
-        _journaled("NULL", "x.id"),
+        _journaled(None),
     ) + _outcomes(TRANSACTION_VIEW)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -10,34 +12,19 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tcc.commands import Begin, BranchPlan, MoveTransaction, Outcome, TransactionView
+from tcc.commands import DONE, REPEATED, Begin, MoveTransaction, Outcome, TransactionView
 from tcc.db import fetch
 from tcc.machine import TRANSACTION, State
-from tcc.reservations import moved
-from tcc.sql import begin_sql, move_transaction_sql
+from tcc.reservations import STATES, moved
+from tcc.sql import begin_sql, found_transactions_sql, move_transaction_sql
 
 _encode = msgspec.json.Encoder().encode
-_decode_branches = msgspec.json.Decoder(list[BranchPlan]).decode
 
 
-def transaction_view(row: Any) -> TransactionView:
-    """A transaction from a row that has the columns of `tcc.sql.TRANSACTION_VIEW`."""
-    return TransactionView(
-        id=row.id,
-        state=State(row.state),
-        reason=row.reason,
-        reference=row.reference,
-        confirm=row.confirm,
-        branches=_decode_branches(row.branches),
-        detail=row.detail,
-        attention=row.attention,
-        attention_since=row.attention_since,
-        attempts=row.attempts,
-        deadline=row.expires_at,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        correlation_id=row.correlation_id,
-    )
+def transaction_view(row: Sequence[Any]) -> TransactionView:
+    """A transaction from a row whose last columns are those of `tcc.sql.TRANSACTION_VIEW`."""
+    id, state, *rest = row[-14:]
+    return TransactionView(id, STATES[state], *rest)
 
 
 _LOCK = text(
@@ -53,6 +40,14 @@ async def lock(connection: AsyncConnection, keys: Sequence[tuple[str, UUID]]) ->
     await fetch(connection, _LOCK, {"tenants": [tenant for tenant, _ in keys], "ids": [id for _, id in keys]})
 
 
+_FOUND = text(found_transactions_sql())
+
+
+async def _find(connection: AsyncConnection, commands: Sequence[Any]) -> list[Any]:
+    """The rows that are there under the ids of commands: (ord, the transaction's columns)."""
+    return await fetch(connection, _FOUND, {"commands": _encode(commands).decode()})
+
+
 class Begins:
     """Transactions recorded."""
 
@@ -60,10 +55,35 @@ class Begins:
         self._sql = text(begin_sql())
 
     async def apply(self, connection: AsyncConnection, commands: Sequence[Begin]) -> list[Outcome[TransactionView]]:
-        """One outcome for each command, in their order."""
+        """One outcome for each command, in their order; a repeat finds the row that is there."""
         rows = await fetch(connection, self._sql, {"commands": _encode(commands).decode()})
-        found = {row.ord: Outcome(row.how, transaction_view(row), row.now) for row in rows}
-        return [found[n] for n in range(1, len(commands) + 1)]
+        now = rows[0][0]
+        outcomes = [Outcome(DONE, _as_asked(command, now), now) for command in commands]
+        known = [row[1] - 1 for row in rows if row[1] is not None]
+        if known:
+            for row in await _find(connection, [commands[n] for n in known]):
+                outcomes[known[row[0] - 1]] = Outcome(REPEATED, transaction_view(row), now)
+        return outcomes
+
+
+def _as_asked(command: Begin, now: datetime) -> TransactionView:
+    """The transaction that a Begin has just recorded."""
+    return TransactionView(
+        command.id,
+        State.TRYING,
+        None,
+        command.reference,
+        command.confirm,
+        msgspec.Raw(_encode(command.branches)),
+        None,
+        None,
+        None,
+        0,
+        now + timedelta(seconds=command.ttl_seconds),
+        now,
+        now,
+        command.correlation_id,
+    )
 
 
 class TransactionMoves:
@@ -79,5 +99,4 @@ class TransactionMoves:
         """One outcome for each command, in their order."""
         parameters = {"commands": _encode(commands).decode(), "lease_seconds": self._lease_seconds}
         rows = await fetch(connection, self._sql, parameters)
-        missing = ["not_found"] * len(commands)
-        return moved(TRANSACTION, [command.event for command in commands], rows, transaction_view, missing)
+        return await moved(TRANSACTION, commands, rows, transaction_view, partial(_find, connection))

@@ -29,15 +29,16 @@ shelf AS MATERIALIZED (
   WHERE (i.sku, i.location, i.tenant_id) IN (SELECT l.sku, l.location, l.tenant_id FROM lines l)
   ORDER BY i.tenant_id, i.sku, i.location FOR NO KEY UPDATE),
 weighed AS (
-  SELECT l.*, s.available,
+  SELECT l.*, s.on_hand, s.available, s.held,
     sum(l.quantity) OVER (PARTITION BY l.tenant_id, l.sku, l.location ORDER BY l.ord) AS wanted
   FROM lines l LEFT JOIN shelf s USING (sku, location, tenant_id)),
-decided AS MATERIALIZED (
+settled AS MATERIALIZED (
+  SELECT w.*, bool_and(COALESCE(w.wanted <= w.available, false)) OVER (PARTITION BY w.ord) AS fits FROM weighed w),
+refused AS MATERIALIZED (
   SELECT ord,
     CASE WHEN bool_or(available IS NULL) THEN 'unknown_sku'
          WHEN bool_or(quantity > available) THEN 'insufficient_stock'
-         WHEN bool_or(wanted > available) THEN 'again'
-         ELSE 'tried' END AS code,
+         ELSE 'again' END AS code,
     NOT bool_or(available IS NULL) AS kept,
     jsonb_agg(jsonb_build_object(
         'field', 'lines[' || line || ']',
@@ -46,12 +47,12 @@ decided AS MATERIALIZED (
                            'There is no SKU ' || sku || ' at ' || location || '.'),
         'requested', quantity, 'available', available) ORDER BY line)
       FILTER (WHERE available IS NULL OR quantity > available) AS detail
-  FROM weighed GROUP BY ord)""",
+  FROM settled WHERE NOT fits GROUP BY ord)""",
     on_try="""
 taken AS (
-  UPDATE inventory_items i SET on_hand = s.on_hand, available = s.available - t.quantity, held = s.held + t.quantity
-  FROM shelf s JOIN (SELECT l.tenant_id, l.sku, l.location, sum(l.quantity) AS quantity
-                     FROM accepted a JOIN lines l ON l.ord = a.ord GROUP BY 1, 2, 3) t USING (sku, location, tenant_id)
+  UPDATE inventory_items i SET on_hand = s.on_hand, available = s.available - s.quantity, held = s.held + s.quantity
+  FROM (SELECT tenant_id, sku, location, on_hand, available, held, sum(quantity) AS quantity
+        FROM settled WHERE fits GROUP BY 1, 2, 3, 4, 5, 6) s
   WHERE i.sku = s.sku AND i.location = s.location AND i.tenant_id = s.tenant_id)""",
     on_move=f"""
 lines AS MATERIALIZED (

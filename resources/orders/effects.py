@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from tcc.resource import TRIED_ALWAYS, Effects
+from tcc.resource import Effects
 
 EFFECTS = Effects(
-    decide=TRIED_ALWAYS,
     on_try="""
 placed AS (
   INSERT INTO orders (tenant_id, id, number, state, customer, currency, total, lines, created_at, updated_at)

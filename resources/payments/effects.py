@@ -5,10 +5,9 @@ The row follows the reservation: authorising, authorised, capturing, captured; o
 
 from __future__ import annotations
 
-from tcc.resource import TRIED_ALWAYS, Effects
+from tcc.resource import Effects
 
 EFFECTS = Effects(
-    decide=TRIED_ALWAYS,
     on_try="""
 intended AS (
   INSERT INTO payments (tenant_id, id, state, amount, currency, payment_method, created_at, updated_at)

@@ -6,22 +6,23 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import msgspec
 import structlog
 from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import ScalarRenderPlugin
 
-from tcc.errors import FieldError, TccError
+from tcc.errors import CODES, FieldError, Rejected, TccError
 from tcc.http.direct import Direct
 from tcc.http.draining import Draining
 from tcc.http.edge import Edge
 from tcc.http.health import health_handlers
-from tcc.http.problems import MEDIA_TYPE, Problem, Problems, retry_after
+from tcc.http.problems import Problems
 from tcc.http.replies import Replies
 from tcc.http.reservations import ReservationRoutes, reservation_handlers, try_path
+from tcc.http.respond import respond
 from tcc.http.transactions import BEGIN_PATH, TransactionRoutes, transaction_handlers
+from tcc.idempotency import Reply
 from tcc.service import Service
 
 log = structlog.get_logger(__name__)
@@ -68,8 +69,7 @@ def build_app(
     """The application around an open service, which it closes at its end if it owns it."""
     draining = draining or Draining(0)
     resources = list(service.stores.resources.values())
-    problems = Problems(resources)
-    replies = Replies(problems)
+    replies = Replies(Problems(resources))
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -77,11 +77,7 @@ def build_app(
         if owns_service:
             await service.close()
 
-    on_ours, on_http, on_anything = _error_handlers(service, problems)
-
-    def on_error(call: Any, error: Exception) -> Response[bytes]:
-        return on_ours(call, error) if isinstance(error, TccError) else on_anything(call, error)
-
+    on_error, on_http = _error_handlers(service, replies)
     transactions = TransactionRoutes(service, replies)
     reservations = [(ReservationRoutes(service, resource, replies), resource) for resource in resources]
     direct = {try_path(resource): routes.try_ for routes, resource in reservations} | {BEGIN_PATH: transactions.begin}
@@ -92,7 +88,10 @@ def build_app(
             *(handler for routes, resource in reservations for handler in reservation_handlers(routes, resource)),
             *(handler for resource in resources for handler in resource.handlers(service)),
         ],
-        exception_handlers={TccError: on_ours, HTTPException: on_http, Exception: on_anything},
+        exception_handlers={
+            HTTPException: on_http,
+            Exception: lambda request, error: respond(on_error(request, error)),
+        },
         lifespan=[lifespan],
         request_max_body_size=max_body_bytes,
         openapi_config=OpenAPIConfig(
@@ -103,47 +102,40 @@ def build_app(
         ),
         logging_config=None,
     )
-    return Edge(application, problems, Direct(direct, on_error, max_body_bytes), draining)
+    crowded = getattr(service, "crowded", lambda: False)
+    return Edge(application, replies, Direct(direct, on_error, max_body_bytes, crowded), draining)
 
 
-OnError = Callable[[Any, Any], Response[bytes]]
+def _error_handlers(
+    service: Service, replies: Replies
+) -> tuple[Callable[[Any, Exception], Reply], Callable[[Any, HTTPException], Response[bytes]]]:
+    """What to answer to an error of ours, or any that nobody foresaw, which is logged; and to one of Litestar's."""
 
-
-def _error_handlers(service: Service, problems: Problems) -> tuple[OnError, OnError, OnError]:
-    """What to answer to an error of ours, to one of Litestar's, and to any other, which is logged."""
-
-    def answer(problem: Problem, headers: dict[str, str] | None = None) -> Response[bytes]:
-        return Response(
-            msgspec.json.encode(problem), status_code=problem.status, media_type=MEDIA_TYPE, headers=headers
-        )
-
-    def on_ours(request: Request[Any, Any, Any], error: TccError) -> Response[bytes]:
-        problem = problems.of_error(error, correlation_of(request))
-        seconds = retry_after(problem, error)
-        return answer(problem, {"Retry-After": str(seconds)} if seconds else None)
-
-    def on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
-        code = _CODES.get(error.status_code)
-        if code is None:
-            return on_anything(request, error)
-        allow = error.headers and error.headers.get("allow")
-        return answer(missing(request, code), {"Allow": allow} if allow else None)
-
-    def missing(request: Request[Any, Any, Any], code: str) -> Problem:
-        """What Litestar found wrong with a request; an unknown resource is more than an unknown path."""
-        _, _, resource, *rest = [*request.scope["path"].split("/"), "", ""]
-        detail = None
-        if code == "not_found" and rest[0] == "reservations" and resource not in service.stores.resources:
-            code, detail = "unknown_resource", f"There is: {', '.join(sorted(service.stores.resources))}."
-        errors = (FieldError("body" if code == "body_too_large" else "path", code, problems.kinds[code].title),)
-        return problems.of(code, correlation_of(request), detail=detail, errors=errors)
-
-    def on_anything(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    def on_error(request: Any, error: Exception) -> Reply:
         correlation_id = correlation_of(request)
-        log.error("request_failed", correlation_id=correlation_id, path=request.scope["path"], exc_info=error)
-        return answer(problems.of("internal_error", correlation_id))
+        if not isinstance(error, TccError):
+            log.error("request_failed", correlation_id=correlation_id, path=request.scope["path"], exc_info=error)
+            error = TccError("internal_error")
+        return replies.of_error(error, correlation_id)
 
-    return on_ours, on_http, on_anything
+    def on_http(request: Any, error: HTTPException) -> Response[bytes]:
+        code = _CODES.get(error.status_code)
+        response = respond(on_error(request, _missing(service, request.scope["path"], code) if code else error))
+        if code and error.headers and (allow := error.headers.get("allow")):
+            response.headers["Allow"] = allow
+        return response
+
+    return on_error, on_http
+
+
+def _missing(service: Service, path: str, code: str) -> TccError:
+    """What Litestar found wrong with a request; an unknown resource is more than an unknown path."""
+    _, _, resource, *rest = [*path.split("/"), "", ""]
+    detail = None
+    if code == "not_found" and rest[0] == "reservations" and resource not in service.stores.resources:
+        code, detail = "unknown_resource", f"There is: {', '.join(sorted(service.stores.resources))}."
+    field = "body" if code == "body_too_large" else "path"
+    return Rejected(code, detail, (FieldError(field, code, CODES[code].title),))
 
 
 def correlation_of(request: Request[Any, Any, Any]) -> str:

@@ -12,8 +12,9 @@ from typing import Final
 
 from stdnum import luhn
 
-_LONG_ENOUGH: Final = re.compile(rb"\d(?:[ -]?\d){12}")
-"""What nearly all requests lack, so that nothing else need be looked at."""
+_AS_ZERO: Final = bytes.maketrans(b"123456789", b"000000000")
+_LONG_ENOUGH: Final = b"0" * 13
+"""What nearly all requests lack, so that nothing else need be looked at: so many digits, whatever they are."""
 
 _IDS: Final = re.compile(rb"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}|[0-9A-Fa-f]{20,}")
 _ALONE: Final = re.compile(rb"(?<![0-9A-Za-z.-])(\d(?:[ -]?\d){12,18})(?![0-9A-Za-z-])")
@@ -36,7 +37,7 @@ _SHAPES: Final = (
 
 def has_card_number(data: bytes) -> bool:
     """Whether what looks like a card number is anywhere in there."""
-    if not _LONG_ENOUGH.search(data):
+    if _LONG_ENOUGH not in data.translate(_AS_ZERO, b" -"):
         return False
     rest = _IDS.sub(b"id", data)
     return any(_is_one(match.group(1)) for shape in _SHAPES for match in shape.finditer(rest))

@@ -8,13 +8,11 @@ itself (`make bench-quick` measures it), so the edge hands these straight to the
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl
 
-from litestar import Response
-
-from tcc.errors import FieldError, Rejected
+from tcc.errors import FieldError, Overloaded, Rejected
+from tcc.idempotency import Reply
 
 
 class Gone(Exception):
@@ -29,10 +27,11 @@ class Call:
         self._receive = receive
         self._max_body_bytes = max_body_bytes
 
-    @cached_property
+    @property
     def query_params(self) -> Mapping[str, str]:
         """The query, the last value of each name."""
-        return dict(parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True))
+        query: bytes = self.scope["query_string"]
+        return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else {}
 
     async def body(self) -> bytes:
         """The whole body. Raises `Rejected` (`body_too_large`), and `Gone`."""
@@ -56,40 +55,37 @@ def _too_large() -> Rejected:
     return Rejected("body_too_large", detail, (FieldError("body", "body_too_large", detail),))
 
 
-Handler = Callable[[Any], Awaitable[Response[bytes]]]
+Handler = Callable[[Any], Awaitable[Reply]]
 
 
 class Direct:
-    """Handlers of POST by path, and what to answer when they raise."""
+    """Handlers of POST by path, and what to answer when they raise, or while the service is `crowded`: without a look
+    at the body then, so that to refuse costs far less than to serve."""
 
     def __init__(
         self,
         handlers: Mapping[str, Handler],
-        on_error: Callable[[Any, Exception], Response[bytes]],
+        on_error: Callable[[Any, Exception], Reply],
         max_body_bytes: int,
+        crowded: Callable[[], bool],
     ) -> None:
         self._handlers = handlers
         self._on_error = on_error
         self._max_body_bytes = max_body_bytes
+        self._crowded = crowded
 
     def handler(self, scope: Any) -> Handler | None:
         """The handler of a request, if it is one of ours."""
         return self._handlers.get(scope["path"]) if scope["method"] == "POST" else None
 
-    async def answer(self, handler: Handler, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request, whatever comes of it."""
+    async def reply(self, handler: Handler, scope: Any, receive: Any) -> Reply | None:
+        """The reply to a request, whatever comes of it; None where nobody waits for one."""
         call = Call(scope, receive, self._max_body_bytes)
+        if self._crowded():
+            return self._on_error(call, Overloaded())
         try:
-            response = await handler(call)
+            return await handler(call)
         except Gone:
-            return
+            return None
         except Exception as error:  # noqa: BLE001 - every error is answered, and logged where it is ours
-            response = self._on_error(call, error)
-        body: bytes = response.content
-        headers = [
-            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()
-        ]
-        headers.append((b"content-type", str(response.media_type).encode()))
-        headers.append((b"content-length", str(len(body)).encode()))
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+            return self._on_error(call, error)

@@ -10,15 +10,16 @@ import time
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-import msgspec
 import structlog
 
-from tcc.errors import TccError, Unavailable
+from tcc.errors import Unavailable
 from tcc.http.cards import has_card_number
 from tcc.http.direct import Direct
 from tcc.http.draining import Draining
-from tcc.http.problems import MEDIA_TYPE, Problems, retry_after
+from tcc.http.replies import Replies
 from tcc.http.requests import card_number_refused, correlation
+from tcc.http.respond import headers_of
+from tcc.idempotency import Reply
 
 log = structlog.get_logger("tcc.access")
 
@@ -32,11 +33,12 @@ _CUT_OFF = (
 class Edge:
     """Wraps the application. Puts `correlation_id` and `headers` into the request's state, and the id into replies."""
 
-    def __init__(self, application: Any, problems: Problems, direct: Direct, draining: Draining) -> None:
+    def __init__(self, application: Any, replies: Replies, direct: Direct, draining: Draining) -> None:
         self._application = application
+        self._replies = replies
         self._direct = direct
-        self._problems = problems
         self._draining = draining
+        self._log = log.bind()  # once for all: an unbound one finds out how it is configured each time
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -46,50 +48,55 @@ class Edge:
         headers = dict(scope["headers"])
         correlation_id, traceparent = correlation(headers)
         scope.setdefault("state", {}).update(correlation_id=correlation_id, headers=headers)
-        extra = [(b"x-correlation-id", correlation_id.encode()), (b"traceparent", traceparent.encode())]
-        status = 0
-
-        async def sending(message: Any) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message = {**message, "headers": [*message["headers"], *extra]}
-                if self._draining.begun:
-                    message["headers"].append((b"connection", b"close"))
-            await send(message)
-
+        ids = [(b"x-correlation-id", correlation_id.encode()), (b"traceparent", traceparent.encode())]
+        way_out = _WayOut(send, ids, self._draining)
         path = scope["path"]
         try:
-            if has_card_number(_plain(scope["raw_path"])) or has_card_number(_plain(scope["query_string"])):
+            if has_card_number(_plain(scope["raw_path"] + b"?" + scope["query_string"])):
                 path = "(refused)"
-                await self._refuse(sending, card_number_refused("path"), correlation_id)
+                await way_out.reply(self._replies.of_error(card_number_refused("path"), correlation_id))
             elif handler := self._direct.handler(scope):
-                await self._direct.answer(handler, scope, receive, sending)
+                if reply := await self._direct.reply(handler, scope, receive):
+                    await way_out.reply(reply)
             else:
-                await self._application(scope, receive, sending)
+                await self._application(scope, receive, way_out)
         except asyncio.CancelledError:  # by the server, which is stopping, and has no more patience
-            if status or not self._draining.begun:
+            if way_out.status or not self._draining.begun:
                 raise
-            await self._refuse(sending, Unavailable("outcome_unknown", _CUT_OFF), correlation_id)
+            await way_out.reply(self._replies.of_error(Unavailable("outcome_unknown", _CUT_OFF), correlation_id))
         if path not in _QUIET:
-            log.info(
+            self._log.info(
                 "request",
                 method=scope["method"],
                 path=path,
-                status=status,
+                status=way_out.status,
                 seconds=round(time.perf_counter() - started, 6),
                 correlation_id=correlation_id,
             )
 
-    async def _refuse(self, send: Any, error: TccError, correlation_id: str) -> None:
-        """Answer a request with an error."""
-        problem = self._problems.of_error(error, correlation_id)
-        body = msgspec.json.encode(problem)
-        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-        if seconds := retry_after(problem, error):
-            headers.append((b"retry-after", str(seconds).encode()))
-        await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+
+class _WayOut:
+    """`send` of a request: puts headers of ours on the answer, and remembers its status."""
+
+    def __init__(self, send: Any, ids: list[tuple[bytes, bytes]], draining: Draining) -> None:
+        self.status = 0
+        self._send = send
+        self._ids = ids
+        self._draining = draining
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message["headers"], *self._ids]
+            if self._draining.begun:
+                message["headers"].append((b"connection", b"close"))
+        await self._send(message)
+
+    async def reply(self, reply: Reply) -> None:
+        """Answer with one of our replies."""
+        headers = [*headers_of(reply), (b"content-length", b"%d" % len(reply.body))]
+        await self({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await self({"type": "http.response.body", "body": reply.body})
 
 
 def _plain(quoted: bytes) -> bytes:

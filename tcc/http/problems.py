@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from tcc.errors import CODES, Blame, Kind, TccError, Unavailable
+from tcc.errors import CODES, Blame, Kind
 from tcc.resource import Resource
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -90,14 +90,3 @@ class Problems:
             errors=errors,
             transaction_id=transaction_id,
         )
-
-    def of_error(self, error: TccError, correlation_id: str) -> Problem:
-        """The problem for an error of ours."""
-        return self.of(error.code, correlation_id, detail=error.detail, errors=error.errors)
-
-
-def retry_after(problem: Problem, error: TccError | None = None) -> int | None:
-    """Seconds for the Retry-After header, where asking again is right."""
-    if isinstance(error, Unavailable):
-        return error.retry_after_seconds
-    return 1 if problem.retryable else None

@@ -9,15 +9,22 @@ from uuid import UUID
 
 import msgspec
 
-from tcc.batch import FORGET
 from tcc.commands import Outcome, ReservationView
 from tcc.coordinator import BranchState, Transaction
-from tcc.errors import Blame
+from tcc.errors import Blame, TccError, Unavailable
+from tcc.groups import FORGET
 from tcc.http.problems import Problem, Problems
 from tcc.idempotency import Reply
 from tcc.machine import RESTING, Reason, State
 
 _encode = msgspec.json.Encoder().encode
+
+
+class Outgoing(Reply, frozen=True):
+    """A reply with more to say than is stored: that it is a stored one, or when to ask again (0: never mind)."""
+
+    replayed: bool = False
+    retry_after_seconds: int = 0
 
 
 class BranchBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,17 +193,21 @@ class Replies:
 
     def refused(self, outcome: Outcome[Any], correlation_id: str) -> Reply:
         """To a command that came to nothing."""
-        return self._refused(outcome.code, outcome.detail, correlation_id)
+        reply = self._refused(outcome.code, outcome.detail, correlation_id)
+        retry_after_seconds = int(self._problems.kinds[outcome.code].retryable)
+        return Outgoing(reply.status, reply.body, retry_after_seconds=retry_after_seconds)
 
-    def retryable(self, outcome: Outcome[Any]) -> bool:
-        """Whether a command that came to nothing may well come out otherwise a little later."""
-        return self._problems.kinds[outcome.code].retryable
+    def of_error(self, error: TccError, correlation_id: str) -> Reply:
+        """To a request that an error of ours has ended."""
+        problem = self._problems.of(error.code, correlation_id, detail=error.detail, errors=error.errors)
+        retry_after_seconds = error.retry_after_seconds if isinstance(error, Unavailable) else int(problem.retryable)
+        return Outgoing(problem.status, _encode(problem), retry_after_seconds=retry_after_seconds)
 
     def _forgotten(self, outcome: Outcome[Any]) -> Reply | None:
         """`FORGET` where the same request may come out otherwise, once mended or a little later."""
         kind = self._problems.kinds[outcome.code]
         senseless = outcome.view is None and kind.blame is Blame.REQUEST
-        return FORGET if senseless or self.retryable(outcome) else None
+        return FORGET if senseless or kind.retryable else None
 
     def _refused(self, code: str, detail: Any, correlation_id: str) -> Reply:
         if code not in self._problems.kinds:

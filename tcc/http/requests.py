@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import msgspec
 from litestar import Request
+from uuid_utils import uuid4
 
 from tcc.commands import Context
 from tcc.errors import FieldError, Rejected
@@ -21,9 +22,8 @@ TENANT: Final = "default"
 CALLER: Final = "anonymous"
 """Until authentication tells callers apart, everything runs as one of one tenant."""
 
-_CORRELATION: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-_KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+_CORRELATION: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_TRACEPARENT: Final = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _PATH: Final = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
 _NAMED_FIELD: Final = re.compile(r"(?:required|unknown) field `([^`]*)`")
 _ESCAPED: Final = re.compile(rb"\\u00([23][0-9a-fA-F])")
@@ -42,10 +42,10 @@ _decode_nothing = msgspec.json.Decoder(_Nothing)
 def correlation(headers: dict[bytes, bytes]) -> tuple[str, str]:
     """The correlation id of a request, and the traceparent to answer with; made up where none was sent."""
     made_up = uuid4().hex
-    traced = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b"").decode("latin-1"))
-    trace_id = traced.group(1) if traced else made_up
+    traced = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
+    trace_id = traced[1].decode() if traced else made_up
     given = headers.get(b"x-correlation-id", b"")
-    usable = _CORRELATION.fullmatch(given.decode("latin-1")) and not has_card_number(given)
+    usable = _CORRELATION.fullmatch(given) and not has_card_number(given)
     return given.decode() if usable else trace_id, f"00-{trace_id}-{made_up[:16]}-01"
 
 
@@ -174,7 +174,7 @@ def idempotency_key(request: Request[Any, Any, Any]) -> str | None:
     if given is None:
         return None
     key = given[1:-1] if len(given) >= 2 and given[0] == given[-1] == '"' else given
-    if len(key) > MAX_KEY_LENGTH or not _KEY.fullmatch(key):
+    if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable() and key == key.strip()):
         raise _wrong_key("idempotency_key_invalid", f"1 to {MAX_KEY_LENGTH} printable ASCII characters.")
     if has_card_number(key.encode()):
         raise card_number_refused("Idempotency-Key")

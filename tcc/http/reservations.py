@@ -11,9 +11,9 @@ from litestar import Request, Response, delete, get, post, put
 from litestar.params import FromPath
 
 from tcc import reads
-from tcc.batch import FORGET, Result
 from tcc.commands import DONE, Context, Outcome, ReservationView
 from tcc.errors import Rejected, Unavailable
+from tcc.groups import FORGET, Result
 from tcc.http.bodies import Extend, try_type, ttl_of
 from tcc.http.openapi import operation
 from tcc.http.replies import Replies, reservation_location
@@ -50,7 +50,7 @@ class ReservationRoutes:
         self._decoder = msgspec.json.Decoder(self.body)
         self._claim_fields = resource.claim.__struct_fields__
 
-    async def try_(self, request: Request[Any, Any, Any]) -> Response[bytes]:
+    async def try_(self, request: Request[Any, Any, Any]) -> Reply:
         body = await read_body(request, self._decoder)
         claim = self._resource.claim(**{name: getattr(body, name) for name in self._claim_fields})
         if errors := tuple(self._resource.check(claim)):
@@ -73,33 +73,33 @@ class ReservationRoutes:
         )
         return await self._finish(context, key_claim, result, reply)
 
-    async def confirm(self, request: Request[Any, Any, Any], reservation_id: str) -> Response[bytes]:
+    async def confirm(self, request: Request[Any, Any, Any], reservation_id: str) -> Reply:
         await expect_no_body(request)
         return await self._move(request, reservation_id, Event.CONFIRM)
 
-    async def cancel(self, request: Request[Any, Any, Any], reservation_id: str) -> Response[bytes]:
+    async def cancel(self, request: Request[Any, Any, Any], reservation_id: str) -> Reply:
         await expect_no_body(request)
         return await self._move(request, reservation_id, Event.CANCEL)
 
-    async def extend(self, request: Request[Any, Any, Any], reservation_id: str) -> Response[bytes]:
+    async def extend(self, request: Request[Any, Any, Any], reservation_id: str) -> Reply:
         body = await read_body(request, _decode_extend)
         return await self._move(request, reservation_id, Event.EXTEND, ttl_of(body.ttl_seconds, self._service.settings))
 
-    async def show(self, reservation_id: str) -> Response[bytes]:
+    async def show(self, reservation_id: str) -> Reply:
         view = await self._read(parse_id(reservation_id))
         if view is None:
             raise Rejected("not_found", "There is no reservation under this id.")
-        return respond(self._replies.reservation(view, 200))
+        return self._replies.reservation(view, 200)
 
-    async def put(self, request: Request[Any, Any, Any], reservation_id: str) -> Response[bytes]:
+    async def put(self, request: Request[Any, Any, Any], reservation_id: str) -> Reply:
         return _bare(await self._move(request, reservation_id, Event.CONFIRM))
 
-    async def delete(self, request: Request[Any, Any, Any], reservation_id: str) -> Response[bytes]:
+    async def delete(self, request: Request[Any, Any, Any], reservation_id: str) -> Reply:
         return _bare(await self._move(request, reservation_id, Event.CANCEL))
 
     async def _move(
         self, request: Request[Any, Any, Any], reservation_id: str, event: Event, ttl_seconds: float | None = None
-    ) -> Response[bytes]:
+    ) -> Reply:
         id = parse_id(reservation_id)
         context = context_of(request)
         key = idempotency_key(request)
@@ -124,12 +124,12 @@ class ReservationRoutes:
         claim: Claim | None,
         result: Result,
         reply: ReservationReply,
-    ) -> Response[bytes]:
+    ) -> Reply:
         """Answer with what is known; where the outside must be asked, ask it first, within the time there is."""
         if result.held is not None and claim is not None:
             return await replay(self._service, self._resource.name, claim, result.held, self._current(reply))
         if result.reply is not None and result.reply is not FORGET:
-            return respond(result.reply)
+            return result.reply
         outcome: Outcome[ReservationView] = result.outcomes[0]
         seconds = self._service.settings.default_wait_seconds
         answers = claim.ref if claim else None
@@ -140,18 +140,16 @@ class ReservationRoutes:
             with suppress(Unavailable):  # the intent is recorded, and a sweep will go on with it
                 result = await within(self._service.spawn(work), seconds) or result
             if result.reply is not None and result.reply is not FORGET:
-                return respond(result.reply)
+                return result.reply
             outcome = result.outcomes[0]
         if not outcome.ok or outcome.view is None:
-            return respond(
-                self._replies.refused(outcome, context.correlation_id), retry=self._replies.retryable(outcome)
-            )
+            return self._replies.refused(outcome, context.correlation_id)
         final = reply(outcome)
         if final is None:
             final = self._replies.reservation(outcome.view, 202, reservation_location(outcome.view))
             if answers:
                 final = await self._service.answer(self._resource.name, answers, final)
-        return respond(final)
+        return final
 
     def _current(self, reply: ReservationReply) -> Current:
         async def current(held: Held) -> Reply | None:
@@ -170,11 +168,9 @@ class ReservationRoutes:
         return (await reads.reservations(database, TENANT, self._resource.name, [id])).get(id)
 
 
-def _bare(response: Response[bytes]) -> Response[bytes]:
+def _bare(reply: Reply) -> Reply:
     """The same, without a body where all is done: what TCC-for-REST coordinators expect."""
-    if response.status_code != 200:
-        return response
-    return Response(b"", status_code=204, headers=response.headers)
+    return msgspec.structs.replace(reply, status=204, body=b"") if reply.status == 200 else reply
 
 
 def try_path(resource: Resource) -> str:
@@ -201,7 +197,7 @@ def reservation_handlers(routes: ReservationRoutes, resource: Resource) -> list[
         tags=tags,
     )
     async def try_(request: Request[Any, Any, Any]) -> Response[bytes]:
-        return await routes.try_(request)
+        return respond(await routes.try_(request))
 
     @post(
         f"{base}/{{reservation_id:str}}/confirm",
@@ -211,7 +207,7 @@ def reservation_handlers(routes: ReservationRoutes, resource: Resource) -> list[
         tags=tags,
     )
     async def confirm(request: Request[Any, Any, Any], reservation_id: FromPath[str]) -> Response[bytes]:
-        return await routes.confirm(request, reservation_id)
+        return respond(await routes.confirm(request, reservation_id))
 
     @post(
         f"{base}/{{reservation_id:str}}/cancel",
@@ -221,7 +217,7 @@ def reservation_handlers(routes: ReservationRoutes, resource: Resource) -> list[
         tags=tags,
     )
     async def cancel(request: Request[Any, Any, Any], reservation_id: FromPath[str]) -> Response[bytes]:
-        return await routes.cancel(request, reservation_id)
+        return respond(await routes.cancel(request, reservation_id))
 
     @post(
         f"{base}/{{reservation_id:str}}/extend",
@@ -231,7 +227,7 @@ def reservation_handlers(routes: ReservationRoutes, resource: Resource) -> list[
         tags=tags,
     )
     async def extend(request: Request[Any, Any, Any], reservation_id: FromPath[str]) -> Response[bytes]:
-        return await routes.extend(request, reservation_id)
+        return respond(await routes.extend(request, reservation_id))
 
     @get(
         f"{base}/{{reservation_id:str}}",
@@ -240,7 +236,7 @@ def reservation_handlers(routes: ReservationRoutes, resource: Resource) -> list[
         tags=tags,
     )
     async def show(reservation_id: FromPath[str]) -> Response[bytes]:
-        return await routes.show(reservation_id)
+        return respond(await routes.show(reservation_id))
 
     @put(
         f"{base}/{{reservation_id:str}}",
@@ -250,7 +246,7 @@ def reservation_handlers(routes: ReservationRoutes, resource: Resource) -> list[
         tags=tags,
     )
     async def put_(request: Request[Any, Any, Any], reservation_id: FromPath[str]) -> Response[bytes]:
-        return await routes.put(request, reservation_id)
+        return respond(await routes.put(request, reservation_id))
 
     @delete(
         f"{base}/{{reservation_id:str}}",
@@ -260,6 +256,6 @@ def reservation_handlers(routes: ReservationRoutes, resource: Resource) -> list[
         tags=tags,
     )
     async def delete_(request: Request[Any, Any, Any], reservation_id: FromPath[str]) -> Response[bytes]:
-        return await routes.delete(request, reservation_id)
+        return respond(await routes.delete(request, reservation_id))
 
     return [try_, confirm, cancel, extend, show, put_, delete_]

@@ -93,7 +93,7 @@ class TransactionRoutes:
         self.body = begin_type(self._resources)
         self._decoder = msgspec.json.Decoder(self.body)
 
-    async def begin(self, request: Request[Any, Any, Any]) -> Response[bytes]:
+    async def begin(self, request: Request[Any, Any, Any]) -> Reply:
         seconds = wait_of(request, self._service.settings.default_wait_seconds)
         body = await self._read(request)
         key = required_key(request)
@@ -122,7 +122,7 @@ class TransactionRoutes:
         if begun.transaction is None:
             raise Unavailable("outcome_unknown")
         if begun.result.reply is not None:
-            return respond(begun.result.reply)
+            return begun.result.reply
         return await self._follow(context, begun.transaction, claim, reply, seconds)
 
     async def _read(self, request: Request[Any, Any, Any]) -> Any:
@@ -143,7 +143,7 @@ class TransactionRoutes:
         claim: Claim | None,
         reply: Callable[[Transaction], Reply | None],
         seconds: float,
-    ) -> Response[bytes]:
+    ) -> Reply:
         """Drive on, and answer when there is something final to say, or 202 when the time is over.
 
         What is sent is what the key has, which need not be ours: a sweep may have ended it, and a repeat been told so.
@@ -153,9 +153,9 @@ class TransactionRoutes:
         if final is None:
             transaction = await self._drive(context, transaction, answers, reply, seconds)
             if transaction.reply is not None:
-                return respond(transaction.reply)
+                return transaction.reply
             final = reply(transaction) or self._replies.transaction(transaction, 202)
-        return respond(await self._service.answer(None, answers, final) if answers else final)
+        return await self._service.answer(None, answers, final) if answers else final
 
     async def _drive(
         self,
@@ -188,7 +188,7 @@ class TransactionRoutes:
 
         return current
 
-    async def show(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
+    async def show(self, request: Request[Any, Any, Any], transaction_id: str) -> Reply:
         id = parse_id(transaction_id)
         until = asyncio.get_running_loop().time() + wait_of(request, 0)
         tenant_id = context_of(request).tenant_id
@@ -196,9 +196,9 @@ class TransactionRoutes:
         while transaction.view.state in RESTING and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(POLL_SECONDS)
             transaction = await self._coordinator.load(tenant_id, id, whole=False)
-        return respond(self._replies.transaction(transaction, 200))
+        return self._replies.transaction(transaction, 200)
 
-    async def log(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
+    async def log(self, request: Request[Any, Any, Any], transaction_id: str) -> Reply:
         tenant_id = context_of(request).tenant_id
         transaction = await self._coordinator.load(tenant_id, parse_id(transaction_id), whole=False)
         subjects = [transaction.view.id, *(branch.plan.id for branch in transaction.branches)]
@@ -212,9 +212,9 @@ class TransactionRoutes:
         there = [page for page in pages if not isinstance(page, BaseException)]
         entries = sorted((entry for page in there for entry in page), key=lambda entry: entry.at)
         partial = len(entries) >= MAX_LOG or len(there) < len(pages)
-        return respond(Reply(200, _encode(Log(entries[:MAX_LOG], truncated=partial))))
+        return Reply(200, _encode(Log(entries[:MAX_LOG], truncated=partial)))
 
-    async def list_(self, request: Request[Any, Any, Any]) -> Response[bytes]:
+    async def list_(self, request: Request[Any, Any, Any]) -> Reply:
         query = request.query_params
         state, attention = query.get("state"), query.get("attention")
         if state is not None and (state not in set(State) or state == State.REFUSED):
@@ -238,17 +238,17 @@ class TransactionRoutes:
             [transaction_body(transaction) for transaction in whole],
             base64.urlsafe_b64encode(more.bytes).decode().rstrip("=") if more else None,
         )
-        return respond(Reply(200, _encode(page)))
+        return Reply(200, _encode(page))
 
-    async def confirm(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
+    async def confirm(self, request: Request[Any, Any, Any], transaction_id: str) -> Reply:
         await expect_no_body(request)
         return await self._decide(request, transaction_id, Event.CONFIRM)
 
-    async def cancel(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
+    async def cancel(self, request: Request[Any, Any, Any], transaction_id: str) -> Reply:
         await expect_no_body(request)
         return await self._decide(request, transaction_id, Event.CANCEL, Reason.REQUESTED)
 
-    async def extend(self, request: Request[Any, Any, Any], transaction_id: str) -> Response[bytes]:
+    async def extend(self, request: Request[Any, Any, Any], transaction_id: str) -> Reply:
         body = await read_body(request, _decode_extend)
         ttl_seconds = ttl_of(body.ttl_seconds, self._service.settings)
         return await self._decide(request, transaction_id, Event.EXTEND, ttl_seconds=ttl_seconds)
@@ -260,7 +260,7 @@ class TransactionRoutes:
         event: Event,
         reason: Reason | None = None,
         ttl_seconds: float | None = None,
-    ) -> Response[bytes]:
+    ) -> Reply:
         id = parse_id(transaction_id)
         seconds = wait_of(request, self._service.settings.default_wait_seconds)
         context = context_of(request)
@@ -281,9 +281,7 @@ class TransactionRoutes:
             return await replay(self._service, None, claim, result.held, self._current(context, reply))
         outcome: Outcome[Any] = result.outcomes[0]
         if not outcome.ok:
-            return respond(
-                self._replies.refused(outcome, context.correlation_id), retry=self._replies.retryable(outcome)
-            )
+            return self._replies.refused(outcome, context.correlation_id)
         try:
             transaction = await self._coordinator.load(context.tenant_id, id)
             if event is Event.EXTEND:
@@ -291,12 +289,12 @@ class TransactionRoutes:
         except Unavailable:
             # It is decided, whatever can be read now: to say that nothing was done would be a lie.
             view: Any = outcome.view
-            transaction = Transaction(view, tuple(BranchState(plan, unknown=True) for plan in view.branches))
+            transaction = Transaction(view, tuple(BranchState(plan, unknown=True) for plan in view.plans()))
             final = self._replies.transaction(transaction, 202)
-            return respond(await self._service.answer(None, claim.ref, final) if claim else final)
+            return await self._service.answer(None, claim.ref, final) if claim else final
         if event is Event.EXTEND:
             final = self._replies.transaction(transaction, 200)
-            return respond(await self._service.answer(None, claim.ref, final) if claim else final)
+            return await self._service.answer(None, claim.ref, final) if claim else final
         return await self._follow(context, transaction, claim, reply, seconds)
 
 
@@ -370,7 +368,7 @@ def transaction_handlers(routes: TransactionRoutes) -> list[Any]:
         tags=tags,
     )
     async def begin(request: Request[Any, Any, Any]) -> Response[bytes]:
-        return await routes.begin(request)
+        return respond(await routes.begin(request))
 
     @get(
         base,
@@ -388,7 +386,7 @@ def transaction_handlers(routes: TransactionRoutes) -> list[Any]:
         tags=tags,
     )
     async def list_(request: Request[Any, Any, Any]) -> Response[bytes]:
-        return await routes.list_(request)
+        return respond(await routes.list_(request))
 
     @get(
         one,
@@ -397,7 +395,7 @@ def transaction_handlers(routes: TransactionRoutes) -> list[Any]:
         tags=tags,
     )
     async def show(request: Request[Any, Any, Any], transaction_id: FromPath[str]) -> Response[bytes]:
-        return await routes.show(request, transaction_id)
+        return respond(await routes.show(request, transaction_id))
 
     @get(
         f"{one}/log",
@@ -406,7 +404,7 @@ def transaction_handlers(routes: TransactionRoutes) -> list[Any]:
         tags=tags,
     )
     async def log(request: Request[Any, Any, Any], transaction_id: FromPath[str]) -> Response[bytes]:
-        return await routes.log(request, transaction_id)
+        return respond(await routes.log(request, transaction_id))
 
     @post(
         f"{one}/confirm",
@@ -418,7 +416,7 @@ def transaction_handlers(routes: TransactionRoutes) -> list[Any]:
         tags=tags,
     )
     async def confirm(request: Request[Any, Any, Any], transaction_id: FromPath[str]) -> Response[bytes]:
-        return await routes.confirm(request, transaction_id)
+        return respond(await routes.confirm(request, transaction_id))
 
     @post(
         f"{one}/cancel",
@@ -430,7 +428,7 @@ def transaction_handlers(routes: TransactionRoutes) -> list[Any]:
         tags=tags,
     )
     async def cancel(request: Request[Any, Any, Any], transaction_id: FromPath[str]) -> Response[bytes]:
-        return await routes.cancel(request, transaction_id)
+        return respond(await routes.cancel(request, transaction_id))
 
     @post(
         f"{one}/extend",
@@ -442,6 +440,6 @@ def transaction_handlers(routes: TransactionRoutes) -> list[Any]:
         tags=tags,
     )
     async def extend(request: Request[Any, Any, Any], transaction_id: FromPath[str]) -> Response[bytes]:
-        return await routes.extend(request, transaction_id)
+        return respond(await routes.extend(request, transaction_id))
 
     return [begin, list_, show, log, confirm, cancel, extend]

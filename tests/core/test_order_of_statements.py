@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tcc.batch import next_rank
+from tcc.groups import next_rank
 
 TRANSACTION, STOCK, ORDERS, CARDS = ((0, True), (1, True), (2, True), (3, True))
 AUTHORISED = [CARDS, TRANSACTION, STOCK, ORDERS, CARDS, TRANSACTION]

@@ -10,12 +10,14 @@ import pytest
 
 from resources.registry import RESOURCES
 from tcc.db import Database
-from tcc.sql import begin_sql, bury_sql, move_sql, move_transaction_sql, try_sql
+from tcc.sql import begin_sql, bury_sql, found_sql, found_transactions_sql, move_sql, move_transaction_sql, try_sql
 
 STATEMENTS = {
     **{f"try {r.name}": try_sql(r.name, r.effects, external=r.external) for r in RESOURCES},
     **{f"move {r.name}": move_sql(r.name, r.effects, external=r.external) for r in RESOURCES},
     **{f"bury {r.name}": bury_sql(r.name) for r in RESOURCES},
+    "found reservations": found_sql("inventory"),
+    "found transactions": found_transactions_sql(),
     "begin": begin_sql(),
     "move transaction": move_transaction_sql(),
 }

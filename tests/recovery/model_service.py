@@ -14,9 +14,9 @@ import msgspec
 
 from resources.registry import RESOURCES
 from tcc import idempotency, reads
-from tcc.batch import FORGET
 from tcc.commands import Context, Outcome
 from tcc.coordinator import Transaction
+from tcc.groups import FORGET
 from tcc.idempotency import Held, KeyRef, Reply, fingerprint
 from tcc.ids import new_id
 from tcc.machine import Event, Reason

@@ -14,11 +14,11 @@ import pytest
 import pytest_asyncio
 from sqlalchemy.engine import make_url
 
-from tcc.batch import Group, Result
 from tcc.checks import findings
 from tcc.commands import Context, Outcome, ReservationView
 from tcc.coordinator import Transaction
 from tcc.dev.servers import PostgresServer, ValkeyServer
+from tcc.groups import Group, Result
 from tcc.idempotency import Claim, KeyRef, fingerprint
 from tcc.ids import new_id
 from tcc.machine import TERMINAL, Event, Reason, State

@@ -11,10 +11,10 @@ from uuid import UUID
 import pytest
 
 from tcc.asking import Asking, fields
-from tcc.batch import Group
 from tcc.commands import Move, MoveTransaction
 from tcc.coordinator import Transaction
 from tcc.errors import Rejected
+from tcc.groups import Group
 from tcc.ids import new_id
 from tcc.machine import Event, Reason, State
 from tcc.service import Service

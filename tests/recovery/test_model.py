@@ -225,7 +225,7 @@ class Orders(RuleBasedStateMachine):
             self._begun[n] = id, asked(claims, auto, ttl_seconds)
             transaction, _ = self._begin(id, n, claims, auto, ttl_seconds, driven)
             assert transaction
-            plans = [((b.resource, b.id), claim) for b, claim in zip(transaction.view.branches, claims, strict=True)]
+            plans = [((b.resource, b.id), claim) for b, claim in zip(transaction.view.plans(), claims, strict=True)]
             now = transaction.view.created_at
             self.book.begin(id, plans, now, auto=auto, ttl_seconds=ttl_seconds, driven=driven)
         transaction, held = self._begin(new_id(), n, claims, auto, ttl_seconds, driven)

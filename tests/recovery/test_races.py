@@ -10,10 +10,10 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from tcc.batch import Group
 from tcc.commands import DONE, Move, Outcome, ReservationView, Try
 from tcc.coordinator import Transaction
 from tcc.errors import Overloaded, TccError
+from tcc.groups import Group
 from tcc.idempotency import Claim, KeyRef
 from tcc.ids import new_id
 from tcc.machine import Event, Reason, State
@@ -243,7 +243,7 @@ async def test_what_somebody_else_put_under_the_id_of_a_branch_is_never_taken_fo
     await put_stock(service, "MUG", 5)
     order, nowhere = whole_order("MUG")[2], {"resource": "inventory", "claim": {"lines": [{"sku": "?", "quantity": 1}]}}
     transaction = await begin(service, [nowhere, order])
-    id = transaction.view.branches[0].id
+    id = transaction.view.plans()[0].id
     stranger = await hold(service, "inventory", stock(("MUG", 1)), id=id)
     assert stranger.code == DONE
     if event:

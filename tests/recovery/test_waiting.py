@@ -74,8 +74,8 @@ async def test_what_waits_too_long_for_stuck_runners_is_refused_and_none_of_it_i
 @pytest.mark.usefixtures("impatient")
 async def test_a_sweep_leaves_what_is_refused_to_the_next_one(start_service: OpenService, database_url: str) -> None:
     service = start_service(TCC_BATCH_SIZE="1")
-    await put_stock(service, "MUG", 3)
-    for _ in range(3):
+    await put_stock(service, "MUG", 4)
+    for _ in range(4):
         await hold(service, "inventory", stock(("MUG", 1)), ttl_seconds=0.01)
     sweeper = Sweeper(service, "worker")
     with capture_logs() as logged:
@@ -88,13 +88,13 @@ async def test_a_sweep_leaves_what_is_refused_to_the_next_one(start_service: Ope
                 await holder.execute("SELECT FROM inventory_items FOR UPDATE")
                 sweep = asyncio.create_task(sweeper.reservations(10))
                 await eventually(refused)
-            assert await sweep == 3
+            assert await sweep == 4
     assert [line["code"] for line in logged if line["event"] == "left_for_later"] == ["overloaded"] * 2
     assert {line["event"] for line in logged} == {"left_for_later", "waited_too_long"}
 
     async def given_back() -> bool:
         await sweeper.reservations(10)
-        return await shelf(service, "MUG") == (3, 0, 0)
+        return await shelf(service, "MUG") == (4, 0, 0)
 
     await eventually(given_back)
 

@@ -50,6 +50,10 @@ WAIT_SECONDS: Final = 5.0
 """How long a group may wait to be taken. After that its caller is told that nothing was done, which is then so."""
 
 
+FOLLOW_UP: Final = 16
+"""For each try that may wait, so many moves: what is begun is let go on when no more may be begun."""
+
+
 class _Waiting(NamedTuple):
     """A group, whoever waits for what becomes of it, and since when, on the event loop's clock."""
 
@@ -83,7 +87,7 @@ class Batcher:
         *,
         lease_seconds: float,
         batch: int = 32,
-        queue: int = 4096,
+        queue: int = 320,
     ) -> None:
         self.database = database
         self._statements = Statements(resources, lease_seconds=lease_seconds)
@@ -106,8 +110,8 @@ class Batcher:
 
         Raises `Overloaded` when the queue is full or doesn't move, `OutcomeUnknown` when the database went away.
         """
-        waiting = self._tries if group.tries() else self._moves
-        if self._closing or len(waiting) >= self._limit:
+        waiting, limit = (self._tries, self._limit) if group.tries() else (self._moves, self._limit * FOLLOW_UP)
+        if self._closing or len(waiting) >= limit:
             raise Overloaded
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
@@ -117,6 +121,10 @@ class Batcher:
             self._refusing = loop.call_at(now + WAIT_SECONDS, self._refuse)
         self._arrived.set()
         return await asyncio.shield(future)
+
+    def crowded(self) -> bool:
+        """Whether more is begun than is done, so that whoever would begin more had better come back later."""
+        return len(self._tries) >= self._limit
 
     def _refuse(self) -> None:
         """Refuse what has waited too long, and come back when the next would have. One timer for all."""

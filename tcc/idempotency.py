@@ -67,11 +67,7 @@ class Held(msgspec.Struct, frozen=True):
 
 def fingerprint(*parts: bytes) -> bytes:
     """A digest of a request: 32 bytes, the same for requests that mean the same."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.digest()
+    return hashlib.blake2b(msgspec.msgpack.encode(parts), digest_size=32).digest()
 
 
 _KEEP = text(

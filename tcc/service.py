@@ -73,6 +73,10 @@ class Service:
         async with database.transaction() as connection:
             return (await idempotency.look(connection, [key]))[0]
 
+    def crowded(self) -> bool:
+        """Whether a database's queue is so long that requests for new work had better come back later."""
+        return any(batcher.crowded() for batcher, _ in self.stores.distinct())
+
     async def close(self, *, patience_seconds: float = 20) -> None:
         """Let work in progress come to its end, finish what was accepted, and let go of everything."""
         if self._tasks:

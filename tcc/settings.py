@@ -44,7 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """After so many unanswered calls in a row a person must look: with the cap above, after about five hours."""
     key_retention_seconds: Positive = 72 * 3600
     batch_size: Count = 16
-    queue_size: Count = 4096
+    queue_size: Count = 320
     sweep_interval_seconds: Positive = 1.0
     sweep_size: Count = 500
     reconcile_interval_seconds: Positive = 300

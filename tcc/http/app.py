@@ -102,8 +102,7 @@ def build_app(
         ),
         logging_config=None,
     )
-    crowded = getattr(service, "crowded", lambda: False)
-    return Edge(application, replies, Direct(direct, on_error, max_body_bytes, crowded), draining)
+    return Edge(application, replies, Direct(direct, on_error, max_body_bytes, service.crowded), draining)
 
 
 def _error_handlers(

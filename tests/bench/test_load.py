@@ -11,7 +11,7 @@ import pytest
 from bench import load
 from bench.load import Load, drive
 from bench.wire import Requests, percentile
-from bench.workloads import HOT, SPREAD, ZIPF, Step, Workload, hold, hold_and_confirm, order, put_on_shelf, read
+from bench.workloads import HOT, SPREAD, ZIPF, Step, Workload, hold, hold_and_confirm, order, read
 from tests.bench.answering import Asked, answering
 
 SECONDS = 0.05
@@ -106,9 +106,11 @@ def test_picks_are_drawn_as_their_names_say() -> None:
 
 
 def test_a_body_without_a_key_is_sent_as_it_is() -> None:
-    requests = Requests(Workload((put_on_shelf(), Step("POST", "/x/{id}", "100%")), HOT), "host", run="run")
+    requests = Requests(
+        Workload((Step("PUT", "/items/{pick}", "{}"), Step("POST", "/x/{id}", "100%")), HOT), "host", run="run"
+    )
     first, second = requests.of(1, 0), requests.of(1, 1, b"some-id")
-    assert first.startswith(b"PUT /v1/inventory/items/SKU-0 HTTP/1.1\r\n")
+    assert first.startswith(b"PUT /items/SKU-0 HTTP/1.1\r\n")
     assert b"idempotency-key" not in first
     assert second.startswith(b"POST /x/some-id HTTP/1.1\r\n")
     assert second.endswith(b"content-length: 4\r\n\r\n100%")

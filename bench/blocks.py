@@ -30,7 +30,7 @@ def machine(found: Results) -> str:
         ),
         ("Python", f"{here.python}: " + ", ".join(f"{name} {version}" for name, version in here.packages.items())),
     ]
-    return markdown(("", ""), rows).replace(" -: |", " :- |")
+    return markdown(("", ""), rows, "ll")
 
 
 def goal_rows(found: Results) -> list[tuple[str, ...]]:
@@ -42,14 +42,16 @@ def _goal_row(goal: Goal) -> tuple[str, ...]:
     def written(value: float | None) -> str:
         return "report" if value is None else goal.form.format(value)
 
-    cases = ", ".join(f"{written(case.median)} {name}".strip() for name, case in goal.measured.items())
+    cases = ", ".join(
+        f"{written(case.median)} ({name})" if name else written(case.median) for name, case in goal.measured.items()
+    )
     if goal.never is not None:
         cases += f"; {goal.never:.0f} deadlocks"
     return goal.what, written(goal.least), written(goal.aim), cases or "", goal.met
 
 
 def goals_block(found: Results) -> str:
-    return markdown(GOAL_HEADINGS, goal_rows(found))
+    return markdown(GOAL_HEADINGS, goal_rows(found), "lrrll")
 
 
 def ceiling(found: Results) -> str:
@@ -96,7 +98,15 @@ def _short(name: str) -> str:
 
 
 def _said(stamp: Stamp) -> str:
-    return f"\n\n{stamp.rounds} rounds of {stamp.seconds:g} s each, on {stamp.date}, commit `{stamp.commit}`."
+    return f"\n\n{stamp.rounds} rounds of {stamp.seconds:g} s each, {_when(stamp)}."
+
+
+def _when(stamp: Stamp) -> str:
+    return f"on {stamp.date}, commit `{stamp.commit}`"
+
+
+def _numbers() -> list[str]:
+    return [f"{number} client{'s' if number > 1 else ''}" for number in CLIENTS]
 
 
 def clients(found: Results) -> str:
@@ -109,7 +119,7 @@ def clients(found: Results) -> str:
             lines = [section.lines[line(what, picks, number, processes)] for number in CLIENTS]
             cells = [f"{spread(one.per_second).median:,.0f} ({spread(one.p99_ms).median:.0f} ms)" for one in lines]
             rows.append((f"{what}, {picks.name}, {processes} API process{'es' if processes > 1 else ''}", *cells))
-    table = markdown(("a second (p99)", *(f"{number} clients" for number in CLIENTS)), rows)
+    table = markdown(("a second (p99)", *_numbers()), rows)
     return f"{table}\n\nDeadlocks: {section.figures['deadlocks']:.0f}.{_said(section.stamp)}"
 
 
@@ -137,7 +147,7 @@ def peers(found: Results) -> str:
     headings = ("64 clients", *(f"{picks.name}: {what}" for picks in (HOT, SPREAD) for what in (
         "a second", "range", "ours against it", "CPU ms")))  # fmt: skip
     curves = markdown(
-        ("orders a second, spread", *(f"{number} clients" for number in CLIENTS)),
+        ("orders a second, spread", *_numbers()),
         [
             (name, *(f"{spread(lines[line(name, SPREAD, number)].per_second).median:,.0f}" for number in CLIENTS))
             for name in CURVES
@@ -226,7 +236,7 @@ def overload(found: Results) -> str:
         for moment in over.timeline
     ]
     headings = ("second", "offered", "of those confirmed", "of those refused", "confirmed in it", "p99 ms")
-    return f"{markdown(('', ''), rows)}\n\n{markdown(headings, moments)}"
+    return f"{markdown(('', ''), rows, 'll')}\n\n{markdown(headings, moments)}"
 
 
 def backlogs(found: Results) -> str:
@@ -251,7 +261,7 @@ def backlogs(found: Results) -> str:
         f"While the tries were given back the API was sent {section.serving_rate:,.0f} Tries a second, a quarter of "
         f"what it can take: {served.good:,} of {served.offered:,} were held, p50 {served.p50_ms:.1f} ms, p99 "
         f"{served.p99_ms:.1f} ms. Without the backlog: p50 {before.p50_ms:.1f} ms, p99 {before.p99_ms:.1f} ms."
-        f"{_said(section.stamp)}"
+        f"\n\nMeasured {_when(section.stamp)}."
     )
 
 
@@ -310,7 +320,7 @@ def profile(found: Results) -> str:
         for one in section.statements
     ]
     headings = ("statement", "calls", "ms", "ms a call", "rows", "bytes of WAL")
-    return f"For each of {section.orders:,} orders:\n\n{markdown(headings, rows)}{_said(section.stamp)}"
+    return f"For each of {section.orders:,} orders:\n\n{markdown(headings, rows)}\n\nMeasured {_when(section.stamp)}."
 
 
 def summary(found: Results) -> str:
@@ -324,7 +334,7 @@ def _summary_rows(found: Results) -> Iterable[tuple[str, ...]]:
     section = found.ceiling
     assert section is not None
     nothing = section.lines[NOOP]
-    yield "an endpoint that does nothing", f"{spread(nothing.per_second).median:,.0f}", ""
+    yield "no-op: an endpoint that does nothing", f"{spread(nothing.per_second).median:,.0f}", ""
     for what, picks, said in (
         ("Try", HOT, "Try, one hot SKU"),
         ("Try", SPREAD, "Try, 1,000 SKUs"),
@@ -332,13 +342,13 @@ def _summary_rows(found: Results) -> Iterable[tuple[str, ...]]:
         ("order", SPREAD, "order: stock, card and order, 1,000 SKUs"),
     ):
         one = section.lines[line(what, picks)]
-        yield said, f"{spread(one.per_second).median:,.0f}", f"{ratio(one, nothing).median:.2f} of nothing"
+        yield said, f"{spread(one.per_second).median:,.0f}", f"{ratio(one, nothing).median:.2f} of the no-op"
     if found.peers:
         lines = found.peers.lines
         for name in CURVES:
             one = lines[line(name, SPREAD)]
-            times = f"{ratio(lines[line(OURS, SPREAD)], one).median:.1f} x slower than ours"
-            yield f"the same order, 1,000 SKUs, by {name}", f"{spread(one.per_second).median:,.0f}", times
+            times = f"ours is {ratio(lines[line(OURS, SPREAD)], one).median:.1f} x as fast"
+            yield f"the same order, 1,000 SKUs, with {name}", f"{spread(one.per_second).median:,.0f}", times
 
 
 BLOCKS: Mapping[str, Callable[[Results], str]] = {

@@ -71,7 +71,11 @@ def _throughput(found: Results) -> Iterator[Goal]:
     for kind, commits, least, aim in (("ORM", (3, 9), 8, 15), ("asyncpg", (3, 9), 2, 4), ("DBOS", (), 20, 50)):
         names = [f"{kind}, {number} commits" for number in commits] or [kind]
         assert set(names) <= PEERS.keys()
-        cases = {f"{picks.name} ({name})": case for name in names for picks, case in _against(found.peers, name)}
+        cases = {
+            ", ".join([picks.name, *name.split(", ")[1:]]): case
+            for name in names
+            for picks, case in _against(found.peers, name)
+        }
         yield Goal(f"order against {kind}", least, aim, cases, "{:.1f} x")
     for picks, least, aim in ((SPREAD, 0.45, 1), (HOT, 1.2, 3)):
         cases = _cases(

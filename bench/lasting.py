@@ -75,7 +75,7 @@ def backlogs(run: Run) -> Backlogs:
 
 def history(run: Run) -> History:
     """After so many past reservations, and on empty tables, in the same rounds."""
-    with PostgresServer(run.folder / "history") as postgres, Stage(postgres, run.folder) as stage:
+    with run.stage() as stage:
         urls = {name: stage.database(name) for name in (FULL, EMPTY)}
         servers = {name: [stage.api(url)] for name, url in urls.items()}
         made_of = past.live(servers[FULL][0])
@@ -84,7 +84,7 @@ def history(run: Run) -> History:
             run.tell(f"writing {run.sizes.history:,} past reservations: {done / of:.0%}")
 
         fill_seconds = past.fill(urls[FULL], made_of, run.sizes.history, told)
-        course = run.course(postgres)
+        course = run.course()
         contestants = []
         for name, one in servers.items():
             course.warm(order(SPREAD), one)
@@ -99,6 +99,7 @@ def history(run: Run) -> History:
         after = past.look(urls[FULL])
         run.tell("forgetting old keys")
         purged, purge_seconds = asyncio.run(_purge(stage, urls[FULL]))
+        stage.drop(FULL, EMPTY)
     return History(
         stamp=run.stamp(),
         reservations=run.sizes.history,

@@ -10,10 +10,11 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,8 +32,9 @@ from tcc.dev.servers import PostgresServer
 ROOT = Path(__file__).parent.parent
 INSTANT = "instant:"
 _TEMPLATE = "bench_template"
+_AT_ONCE = 8
 _READY_SECONDS = 60.0
-_STOP_SECONDS = 10.0
+_STOP_SECONDS = 5.0
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -53,7 +55,7 @@ class Stage:
         """What the processes say when something is wrong goes to files in `folder`."""
         self.postgres = postgres
         self._folder = folder
-        self._stack = ExitStack()
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -65,11 +67,25 @@ class Stage:
 
     def clear(self) -> None:
         """End every process."""
-        self._stack.close()
+        ending, self._processes = self._processes, []
+        for process in ending:
+            process.terminate()
+        until = time.monotonic() + _STOP_SECONDS
+        for process in ending:
+            try:
+                process.wait(max(0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def drop(self, *databases: str) -> None:
+        """Have databases of this stage take no more room."""
+        for name in databases:
+            self.query("postgres", f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def empty_database(self, name: str) -> str:
         """The URL of a new database."""
-        self.query("postgres", f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        self.drop(name)
         self.postgres.create_database(name)
         return self.postgres.url(name)
 
@@ -77,7 +93,7 @@ class Stage:
         """The URL of a new database of ours, with the schema, and full shelves."""
         if not self.query("postgres", "SELECT FROM pg_database WHERE datname = $1", _TEMPLATE):
             self._make_template()
-        self.query("postgres", f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        self.drop(name)
         self.query("postgres", f'CREATE DATABASE "{name}" TEMPLATE "{_TEMPLATE}"')
         return self.postgres.url(name)
 
@@ -139,7 +155,7 @@ class Stage:
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
             )
-        self._stack.callback(_end, process)
+        self._processes.append(process)
         server = Server(port, process.pid)
         wait_until(lambda: process.poll() is not None or _answers(server.url + ready), within=_READY_SECONDS)
         if process.poll() is not None or not _answers(server.url + ready):
@@ -168,15 +184,20 @@ async def _fetch(url: str, sql: str, arguments: Sequence[Any]) -> list[Any]:
 
 def _fill_shelves(server: Server) -> None:
     """Put stock of every unit on the shelf, enough for any run."""
-    connection = http.client.HTTPConnection(LOOPBACK, server.port, timeout=30)
-    for number in range(SKUS):
-        body = json.dumps({"on_hand": STOCK})
-        connection.request("PUT", f"/v1/inventory/items/{sku(number)}", body, {"content-type": "application/json"})
-        answer = connection.getresponse()
-        answer.read()
-        if answer.status != 200:
-            raise RuntimeError(f"stock was not taken: {answer.status}")
-    connection.close()
+    body = json.dumps({"on_hand": STOCK})
+
+    def fill(first: int) -> None:
+        connection = http.client.HTTPConnection(LOOPBACK, server.port, timeout=30)
+        for number in range(first, SKUS, _AT_ONCE):
+            connection.request("PUT", f"/v1/inventory/items/{sku(number)}", body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 200:
+                raise RuntimeError(f"stock was not taken: {answer.status}")
+        connection.close()
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(fill, range(_AT_ONCE)))
 
 
 def get(url: str) -> Any:
@@ -226,15 +247,6 @@ def memory_megabytes(server: Server) -> float:
 
 def _program(name: str) -> Path:
     return Path(sys.executable).with_name(name)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _answers(url: str) -> bool:

@@ -82,8 +82,3 @@ def order_and_confirm(picks: Picks) -> Workload:
 def read(path: str, values: tuple[str, ...]) -> Workload:
     """A GET of one of the values, in `path` at `{pick}`."""
     return Workload((Step("GET", path),), Picks("reads", values))
-
-
-def put_on_shelf(path: str = "/v1/inventory/items/{pick}") -> Step:
-    """Enough stock of one unit for any run."""
-    return Step("PUT", path, f'{{"on_hand":{STOCK}}}')

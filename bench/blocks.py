@@ -231,7 +231,7 @@ def overload(found: Results) -> str:
         (
             f"{moment.at_seconds:.0f}",
             *(f"{value:,}" for value in (moment.offered, moment.good, moment.refused, moment.completed)),
-            f"{moment.p99_ms:.0f}",
+            f"{moment.p99_ms:.0f}" if moment.good else "",
         )
         for moment in over.timeline
     ]

@@ -135,7 +135,7 @@ _STATEMENTS = f"""
 SELECT query, calls, total_exec_time AS milliseconds, rows, wal_bytes::float8 AS wal_bytes FROM pg_stat_statements
 WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
 ORDER BY total_exec_time DESC LIMIT {_SHOWN}"""
-_WRITES = re.compile(r"(INSERT INTO|UPDATE|DELETE FROM)\s+(\w+)")
+_WRITES = re.compile(r"(?<!FOR )(?<!KEY )(INSERT INTO|UPDATE|DELETE FROM)\s+(\w+)")
 _WORDS = {"INSERT INTO": "insert", "UPDATE": "update", "DELETE FROM": "delete"}
 
 

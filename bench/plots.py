@@ -80,6 +80,8 @@ def _latency(found: Results) -> Any:
     ):
         axes.plot(rates, values, marker="o", markersize=4, label=name)
     axes.set_yscale("log")
+    for of in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        of(import_module("matplotlib.ticker").FormatStrFormatter("%g"))
     axes.set_xticks(rates, [f"{point.rate:,.0f}\n({point.share:.0%})" for point in points])
     axes.legend(frameon=False, loc="upper left")
     return figure

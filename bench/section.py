@@ -19,7 +19,7 @@ class Sizes(msgspec.Struct, frozen=True):
     """How much of everything."""
 
     rounds: int = 3
-    seconds: float = 1.5
+    seconds: float = 1.25
     """Of each contestant's turn in a round."""
     history: int = 5_000_000
     tries: int = 100_000

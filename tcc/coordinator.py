@@ -8,6 +8,7 @@ asked under keys that never change. Two drivers at once get in each other's way,
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -186,25 +187,31 @@ class Coordinator:
         self, tenant_id: str, views: Sequence[TransactionView], *, whole: bool = True
     ) -> list[Transaction]:
         """Add the branches, read from wherever they are. Raises `Unavailable` unless `whole` is False."""
-        by_resource: dict[str, list[UUID]] = {}
-        for view in views:
-            for branch in view.plans():
-                by_resource.setdefault(branch.resource, []).append(branch.id)
+        by_place: dict[Batcher, list[tuple[str, UUID]]] = {}
+        plans = [view.plans() for view in views]
+        for branch in itertools.chain.from_iterable(plans):
+            by_place.setdefault(self._stores.of(branch.resource), []).append((branch.resource, branch.id))
         pages = await asyncio.gather(
-            *(reads.reservations(self._stores.of(r).database, tenant_id, r, ids) for r, ids in by_resource.items()),
+            *(reads.reservations(place.database, tenant_id, keys) for place, keys in by_place.items()),
             return_exceptions=True,
         )
-        found: dict[UUID, ReservationView] = {}
-        away: set[str] = set()
-        for resource, page in zip(by_resource, pages, strict=True):
+        found: dict[tuple[str, UUID], ReservationView] = {}
+        away: set[Batcher] = set()
+        for place, page in zip(by_place, pages, strict=True):
             if isinstance(page, dict):
                 found |= page
             elif isinstance(page, Unavailable) and not whole:
-                away.add(resource)
+                away.add(place)
             else:
                 raise page
+
+        def branch_of(view: TransactionView, plan: BranchPlan) -> BranchState:
+            there = found.get((plan.resource, plan.id))
+            return _branch(view, plan, there, unknown=self._stores.of(plan.resource) in away)
+
         return [
-            Transaction(v, tuple(_branch(v, b, found.get(b.id), b.resource in away) for b in v.plans())) for v in views
+            Transaction(view, tuple([branch_of(view, plan) for plan in of_view]))
+            for view, of_view in zip(views, plans, strict=True)
         ]
 
     async def decide(

@@ -42,6 +42,9 @@ _BATCH_PLANS: Final = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "enable_material": "off",
+    # Nor does a look at every row of a table that is small, for now, cost less than the few that are asked for.
+    "cpu_tuple_cost": "10",
+    "random_page_cost": "0.01",
 }
 
 
@@ -110,7 +113,7 @@ _NAMED: Final = re.compile(r"(?<![:\w]):(\w+)")
 
 
 @cache
-def _numbered(sql: str) -> tuple[str, tuple[str, ...]]:
+def numbered(sql: str) -> tuple[str, tuple[str, ...]]:
     """A statement as the driver takes it, with $1 for the first name, and the names in order."""
     names = tuple(dict.fromkeys(_NAMED.findall(sql)))
     return _NAMED.sub(lambda match: f"${names.index(match.group(1)) + 1}", sql), names
@@ -127,7 +130,7 @@ async def fetch(connection: AsyncConnection, statement: TextClause, parameters: 
     SQLAlchemy keeps the connection, its codecs and its time limits. Its execution of a statement costs more than all
     else that a batch does in this process, so batches do without.
     """
-    sql, names = _numbered(statement.text)
+    sql, names = numbered(statement.text)
     return list(await driver_of(connection).fetch(sql, *(parameters[name] for name in names), record_class=Record))
 
 
@@ -149,7 +152,7 @@ async def _telling(name: str) -> AsyncIterator[None]:
 
 
 class Database:
-    """One PostgreSQL database: a small pool for reads, and connections of their own for batches."""
+    """One PostgreSQL database: small pools for queries and transactions, and connections of their own for batches."""
 
     def __init__(self, url: str, *, application: str = "tcc", pooler: bool = False) -> None:
         """`url` as PostgreSQL writes it; `pooler` where a pooler in transaction mode stands before it.
@@ -173,6 +176,7 @@ class Database:
         self._told_reads = _set_local(_LIMITS) if pooler else None
         self._told_batches = _set_local(_LIMITS | _BATCH_PLANS) if pooler else None
         self.reads = self._engine(_LIMITS, pool_size=8, max_overflow=8)
+        self.queries = self._engine(_LIMITS, pool_size=8, max_overflow=8, ping=False)
         self.batches = self._engine(_LIMITS | _BATCH_PLANS, pool_size=4, max_overflow=0)
 
     def _engine(
@@ -182,6 +186,7 @@ class Database:
         pool_size: int,
         max_overflow: int,
         command_timeout: float | None = _COMMAND_TIMEOUT_SECONDS,
+        ping: bool = True,
     ) -> AsyncEngine:
         arguments: dict[str, Any] = {
             "timeout": 5,
@@ -198,7 +203,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=max_overflow,
             pool_timeout=5,
-            pool_pre_ping=True,
+            pool_pre_ping=ping,
             isolation_level="READ COMMITTED",
             json_deserializer=_unread,
             hide_parameters=True,  # errors are logged, and claims are nobody's business there
@@ -228,10 +233,35 @@ class Database:
                 await connection.execute(self._told_reads)
             yield connection
 
-    async def read(self, statement: Any, parameters: dict[str, Any] | None = None) -> list[Row[Any]]:
-        """Run a query that changes nothing, and take all its rows. Raises `Unavailable` when the database is away."""
-        async with self.transaction() as connection:
-            return list((await connection.execute(statement, parameters or {})).fetchall())
+    async def read(self, statement: TextClause, parameters: dict[str, Any] | None = None) -> list[Any]:
+        """Run a query that changes nothing, and take all its rows: one statement, in no transaction of its own.
+
+        That a connection was lost since it was last used is found out by the query itself: then all that lie idle are
+        let go, and it is asked once more. Raises `Unavailable` when the database is away.
+        """
+        async with _telling(self.name):
+            try:
+                return await self._query(statement, parameters or {})
+            except Exception as error:
+                if failure_of(error) is not Failure.LOST or isinstance(error, TimeoutError):
+                    raise
+                await self.queries.dispose()
+                return await self._query(statement, parameters or {})
+
+    async def _query(self, statement: TextClause, parameters: dict[str, Any]) -> list[Any]:
+        connection = await self.queries.connect()
+        try:
+            if self._told_reads is None:
+                return await fetch(connection, statement, parameters)
+            async with driver_of(connection).transaction(readonly=True):
+                await fetch(connection, self._told_reads, {})
+                return await fetch(connection, statement, parameters)
+        except Exception as error:
+            if failure_of(error) is Failure.LOST:
+                await connection.invalidate()
+            raise
+        finally:
+            await connection.close()
 
     async def survey(self, statement: TextClause, parameters: dict[str, Any]) -> list[Row[Any]]:
         """Run a query over whole tables, without a time limit. Raises `Unavailable` when the database is away."""
@@ -243,5 +273,5 @@ class Database:
             await engine.dispose()
 
     async def close(self) -> None:
-        await self.reads.dispose()
-        await self.batches.dispose()
+        for engine in (self.reads, self.queries, self.batches):
+            await engine.dispose()

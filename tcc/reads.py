@@ -18,9 +18,12 @@ from tcc.transactions import transaction_view
 
 _RESERVATIONS = text(
     f"""
-SELECT {RESERVATION_VIEW} FROM reservations
-WHERE tenant_id = :tenant_id AND resource = :resource AND id = ANY (CAST(:ids AS uuid[]))"""
+SELECT r.* FROM unnest(CAST(:resources AS text[]), CAST(:ids AS uuid[])) AS k(resource, id)
+CROSS JOIN LATERAL (
+  SELECT {RESERVATION_VIEW} FROM reservations r
+  WHERE r.tenant_id = :tenant_id AND r.resource = k.resource AND r.id = k.id OFFSET 0) r"""
 )
+"""Look-ups by key, one for each: what `OFFSET 0` fences off can't be turned into a scan of all that a tenant has."""
 
 _TRANSACTION = text(
     f"""
@@ -65,11 +68,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def reservations(
-    database: Database, tenant_id: str, resource: str, ids: Sequence[UUID]
-) -> dict[UUID, ReservationView]:
-    """Those of the reservations that exist, by id."""
-    rows = await database.read(_RESERVATIONS, {"tenant_id": tenant_id, "resource": resource, "ids": list(ids)})
-    return {view.id: view for view in map(reservation_view, rows)}
+    database: Database, tenant_id: str, keys: Sequence[tuple[str, UUID]]
+) -> dict[tuple[str, UUID], ReservationView]:
+    """Those of the reservations that exist, by resource and id."""
+    resources, ids = [resource for resource, _ in keys], [id for _, id in keys]
+    rows = await database.read(_RESERVATIONS, {"tenant_id": tenant_id, "resources": resources, "ids": ids})
+    return {(view.resource, view.id): view for view in map(reservation_view, rows)}
 
 
 async def transaction(database: Database, tenant_id: str, id: UUID) -> tuple[TransactionView, bool] | None:

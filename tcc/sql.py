@@ -136,14 +136,16 @@ _SET: Final = """state = j.target,
                            WHEN j.event = 'postpone' THEN r.attention_since END,
     updated_at = j.now"""
 
+_LEASE: Final = "CAST(:lease_seconds AS float8)"
+
 _DUE: Final = f"""CASE
       WHEN j.attention IS NOT NULL THEN CASE WHEN j.target = 'trying' THEN j.until END
       WHEN j.event = 'retry' THEN j.now
       WHEN j.target = 'tried' THEN j.until
       WHEN j.target IN ({_RESTING}) AND j.retry_seconds IS NULL
-        AND r.due_at BETWEEN j.now + make_interval(secs => :lease_seconds / 2)
-                         AND j.now + make_interval(secs => :lease_seconds) THEN r.due_at
-      WHEN j.target IN ({_RESTING}) THEN LEAST(j.now + make_interval(secs => COALESCE(j.retry_seconds, :lease_seconds)),
+        AND r.due_at BETWEEN j.now + make_interval(secs => {_LEASE} / 2)
+                         AND j.now + make_interval(secs => {_LEASE}) THEN r.due_at
+      WHEN j.target IN ({_RESTING}) THEN LEAST(j.now + make_interval(secs => COALESCE(j.retry_seconds, {_LEASE})),
         CASE WHEN j.target = 'trying' THEN j.until END)
     END"""
 """When a row is due to a sweep. A time that is good enough is kept: an update that changes no indexed column touches no

@@ -46,26 +46,26 @@ class OutsideUnreachable(Exception):
 
 _TAKE_RESERVATIONS = text(
     f"""
-WITH due AS MATERIALIZED (
-  SELECT tenant_id, resource, id FROM reservations
-  WHERE due_at <= clock_timestamp() AND resource = ANY (CAST(:resources AS text[]))
-  ORDER BY due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED)
 UPDATE reservations r SET due_at = clock_timestamp() + make_interval(secs => :lease_seconds)
-FROM due d WHERE r.tenant_id = d.tenant_id AND r.resource = d.resource AND r.id = d.id
+WHERE ctid = ANY (ARRAY(
+  SELECT ctid FROM reservations
+  WHERE due_at <= clock_timestamp() AND resource = ANY (CAST(:resources AS text[]))
+  ORDER BY due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED))
 RETURNING r.tenant_id, r.correlation_id, r.expires_at <= clock_timestamp() AS expired,
   EXTRACT(epoch FROM clock_timestamp() - r.expires_at)::float8 AS lag,
   {", ".join(f"r.{name.strip()}" for name in RESERVATION_VIEW.replace(chr(10), " ").split(","))}"""
 )
+"""By their place in the table, which no planner can turn into a scan of all that is done. A row that has just moved to
+another place is left to the next sweep."""
 
 _TAKE_TRANSACTIONS = text(
     """
-WITH due AS MATERIALIZED (
-  SELECT tenant_id, id FROM transactions
+UPDATE transactions t SET due_at = clock_timestamp() + make_interval(secs => :lease_seconds)
+WHERE ctid = ANY (ARRAY(
+  SELECT ctid FROM transactions
   WHERE due_at <= clock_timestamp()
     AND (NOT :overdue OR (state IN ('trying', 'tried') AND expires_at <= clock_timestamp()))
-  ORDER BY due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED)
-UPDATE transactions t SET due_at = clock_timestamp() + make_interval(secs => :lease_seconds)
-FROM due d WHERE t.tenant_id = d.tenant_id AND t.id = d.id
+  ORDER BY due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED))
 RETURNING t.tenant_id, t.id, t.correlation_id"""
 )
 

@@ -280,7 +280,7 @@ async def _resource_of(service: Service, id: UUID, said: str | None) -> str:
             raise CannotDo(f"There is no resource {said}: there is {there_are}.")
         return said
     for resource in service.stores.resources:
-        if await reads.reservations(service.stores.of(resource).database, TENANT, resource, [id]):
+        if await reads.reservations(service.stores.of(resource).database, TENANT, [(resource, id)]):
             return resource
     raise CannotDo(f"There is no transaction under this id, and no reservation of {there_are}.")
 

@@ -37,6 +37,6 @@ def record_handler(service: Service, resource: str, record: type[msgspec.Struct]
         rows = await service.stores.of(resource).database.read(query, parameters)
         if not rows:
             raise Rejected("not_found", f"There is no {noun} under this id.")
-        return respond(Reply(200, _encode(record(**rows[0]._asdict()))))
+        return respond(Reply(200, _encode(record(**dict(rows[0])))))
 
     return show

@@ -165,7 +165,8 @@ class ReservationRoutes:
 
     async def _read(self, id: UUID) -> ReservationView | None:
         database = self._service.stores.of(self._resource.name).database
-        return (await reads.reservations(database, TENANT, self._resource.name, [id])).get(id)
+        key = (self._resource.name, id)
+        return (await reads.reservations(database, TENANT, [key])).get(key)
 
 
 def _bare(reply: Reply) -> Reply:

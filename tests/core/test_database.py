@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 import pytest
 from sqlalchemy import text
@@ -77,3 +79,19 @@ def test_settings_that_make_no_sense_are_named(wrong: dict[str, str]) -> None:
 def test_a_driver_that_lost_its_place_has_lost_the_connection_and_nobody_is_blamed_for_it() -> None:
     """As when a backend is killed between two of its messages: whether it had committed is unknown."""
     assert failure_of(asyncpg.InternalClientError("got result for unknown protocol state 3")) is Failure.LOST
+
+
+async def test_a_read_finds_another_connection_when_those_that_lie_idle_were_lost(database_url: str) -> None:
+    database = Database(database_url, application="lost")
+    await asyncio.gather(*(database.read(text("SELECT pg_sleep(0.05)")) for _ in range(4)))
+    async with database.transaction() as connection:
+        killed = await connection.execute(
+            text(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+                "AND application_name = 'lost'"
+            )
+        )
+        assert killed.scalar_one() >= 4
+    for _ in range(4):
+        assert [row.one for row in await database.read(text("SELECT 1 AS one"))] == [1]
+    await database.close()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from resources.registry import RESOURCES
-from tcc.db import Database
+from tcc import idempotency, reads, sweeps, transactions
+from tcc.db import Database, numbered
 from tcc.sql import begin_sql, bury_sql, found_sql, found_transactions_sql, move_sql, move_transaction_sql, try_sql
 
 STATEMENTS = {
@@ -20,8 +21,35 @@ STATEMENTS = {
     "found transactions": found_transactions_sql(),
     "begin": begin_sql(),
     "move transaction": move_transaction_sql(),
+    "lock transactions": transactions._LOCK.text,
+    "look up keys": idempotency._LOOK.text,
+    "store replies": idempotency._STORE.text,
+    "read reservations": reads._RESERVATIONS.text,
+    "read a transaction": reads._TRANSACTION.text,
+    "read the journal": reads._JOURNAL.text,
 }
-KEY_COLUMNS = {"inventory_items": "sku"}
+KEY_COLUMNS = {"inventory_items": "sku", "idempotency_keys": "key", "journal": "subject_id"}
+
+SOME = """
+INSERT INTO reservations (tenant_id, resource, id, state, claim, expires_at, created_at, updated_at, correlation_id)
+SELECT 'default', r, gen_random_uuid(), 'confirmed', '{}', now(), now(), now(), 'x'
+FROM generate_series(1, 20), unnest('{inventory,orders,payments}'::text[]) AS r;
+INSERT INTO transactions (tenant_id, id, state, confirm, branches, expires_at, decided_at, created_at, updated_at,
+  correlation_id)
+SELECT 'default', gen_random_uuid(), 'confirmed', 'auto', '[]', now(), now(), now(), now(), 'x'
+FROM generate_series(1, 20);
+INSERT INTO idempotency_keys (tenant_id, caller, operation, key, fingerprint, subject_id, token, created_at)
+SELECT 'default', 'anonymous', 'try', n::text, '', gen_random_uuid(), gen_random_uuid(), now()
+FROM generate_series(1, 20) AS n;
+INSERT INTO journal (tenant_id, subject_id, entry_id, at, event, target, correlation_id, actor)
+SELECT 'default', gen_random_uuid(), gen_random_uuid(), now(), 'try', 'tried', 'x', 'x' FROM generate_series(1, 20);
+INSERT INTO inventory_items (tenant_id, sku, location, on_hand, available)
+SELECT 'default', n::text, 'default', 1, 1 FROM generate_series(1, 20) AS n;
+INSERT INTO orders SELECT 'default', gen_random_uuid(), '', 'pending', '', 'EUR', 1, '[]', now(), now()
+FROM generate_series(1, 20);
+INSERT INTO payments (tenant_id, id, state, amount, currency, payment_method, created_at, updated_at)
+SELECT 'default', gen_random_uuid(), 'authorising', 1, 'EUR', '', now(), now() FROM generate_series(1, 20);
+ANALYZE"""
 
 
 def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -32,14 +60,18 @@ def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from scans(child)
 
 
+@pytest.mark.parametrize("tables", ["empty", "small and analyzed"])
 @pytest.mark.parametrize("name", STATEMENTS)
-async def test_a_batch_looks_rows_up_by_their_key(name: str, database_url: str) -> None:
+async def test_a_batch_looks_rows_up_by_their_key(name: str, tables: str, database_url: str) -> None:
     database = Database(database_url, application="tests")
     async with database.batches.connect() as connection:
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        sql = STATEMENTS[name].replace(":commands", "$1").replace(":lease_seconds", "$2")
-        await driver.execute(f"PREPARE hot(text, float8) AS {sql}")
-        (row,) = await driver.fetch("EXPLAIN (FORMAT JSON) EXECUTE hot('[]', 1)")
+        if tables != "empty":
+            await driver.execute(SOME)
+        sql, names = numbered(STATEMENTS[name])
+        await driver.execute(f"PREPARE hot AS {sql}")
+        given = ", ".join("NULL" for _ in names)
+        (row,) = await driver.fetch(f"EXPLAIN (FORMAT JSON) EXECUTE hot({given})")
         plan = row[0] if isinstance(row[0], list) else json.loads(bytes(row[0]))
     await database.close()
     read = list(scans(plan[0]["Plan"]))
@@ -49,3 +81,35 @@ async def test_a_batch_looks_rows_up_by_their_key(name: str, database_url: str) 
     for node in read:
         assert node["Node Type"] in ("Index Scan", "Index Only Scan"), node
         assert KEY_COLUMNS.get(node["Relation Name"], "id") in node["Index Cond"], node
+
+
+PAST = """
+INSERT INTO reservations (tenant_id, resource, id, state, claim, expires_at, created_at, updated_at, correlation_id)
+SELECT 'default', 'inventory', gen_random_uuid(), 'confirmed', '{}', now(), now(), now(), 'x'
+FROM generate_series(1, 20000);
+INSERT INTO transactions (tenant_id, id, state, confirm, branches, expires_at, decided_at, created_at, updated_at,
+  correlation_id)
+SELECT 'default', gen_random_uuid(), 'confirmed', 'auto', '[]', now(), now(), now(), now(), 'x'
+FROM generate_series(1, 20000);
+ANALYZE reservations, transactions"""
+SWEEPS = {
+    "reservations_due": (sweeps._TAKE_RESERVATIONS, "30, '{inventory}', 500"),
+    "transactions_due": (sweeps._TAKE_TRANSACTIONS, "30, false, 500"),
+}
+
+
+@pytest.mark.parametrize("index", SWEEPS)
+async def test_a_sweep_finds_what_is_due_without_a_look_at_what_is_done(index: str, database_url: str) -> None:
+    statement, given = SWEEPS[index]
+    database = Database(database_url, application="tests")
+    async with database.reads.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.execute(PAST)
+        sql, _ = numbered(statement.text)
+        await driver.execute(f"PREPARE sweep AS {sql}")
+        (row,) = await driver.fetch(f"EXPLAIN (FORMAT JSON) EXECUTE sweep({given})")
+        plan = row[0] if isinstance(row[0], list) else json.loads(bytes(row[0]))
+    await database.close()
+    read = list(scans(plan[0]["Plan"]))
+    assert {node["Node Type"] for node in read} <= {"Index Scan", "Tid Scan"}, read
+    assert index in {node.get("Index Name") for node in read}

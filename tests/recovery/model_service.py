@@ -153,9 +153,10 @@ class Tenant:
     async def settle(self, key: Key) -> None:
         """Ask the outside, as whoever has moved the reservation does."""
         resource, id = key
-        found = await reads.reservations(self._service.stores.of(resource).database, self.id, resource, [id])
-        if id in found:
-            await self._service.reserver.settle(self._context, found[id])
+        key = (resource, id)
+        found = await reads.reservations(self._service.stores.of(resource).database, self.id, [key])
+        if key in found:
+            await self._service.reserver.settle(self._context, found[key])
 
     async def begin(
         self, id: UUID, request: str, claims: Sequence[Claim], *, auto: bool, ttl_seconds: float, driven: bool

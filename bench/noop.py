@@ -9,9 +9,9 @@ import sys
 from datetime import UTC, datetime
 from uuid import UUID
 
-import uvicorn
 from litestar import Litestar, post
 
+from bench.peers.serving import serve
 from resources.inventory.claims import InventoryClaim
 from tcc.commands import ReservationView
 from tcc.machine import State
@@ -47,15 +47,4 @@ def create() -> Litestar:
 
 
 if __name__ == "__main__":
-    uvicorn.run(
-        create(),
-        port=int(sys.argv[1]),
-        access_log=False,
-        log_level="warning",
-        loop="uvloop",
-        http="httptools",
-        server_header=False,
-        date_header=False,
-        ws="none",
-        proxy_headers=False,
-    )
+    serve(create(), int(sys.argv[1]))

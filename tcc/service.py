@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import structlog
 
-from tcc import idempotency
 from tcc.asking import Asking
 from tcc.batch import Batcher
 from tcc.coordinator import Coordinator
@@ -17,7 +16,7 @@ from tcc.db import Database
 from tcc.errors import Unavailable
 from tcc.failpoints import DoomedBatcher, DoomedDatabase, DoomedExternal, Failpoints
 from tcc.groups import Group
-from tcc.idempotency import Held, KeyRef, Reply
+from tcc.idempotency import KeyRef, Reply
 from tcc.metrics import Metrics
 from tcc.reserver import Reserver
 from tcc.resource import Resource
@@ -66,12 +65,6 @@ class Service:
         except Unavailable:
             return reply
         return result.reply or reply
-
-    async def held(self, resource: str | None, key: KeyRef) -> Held | None:
-        """What is stored under a key."""
-        database = (self.stores.of(resource) if resource else self.stores.home).database
-        async with database.transaction() as connection:
-            return (await idempotency.look(connection, [key]))[0]
 
     def crowded(self) -> bool:
         """Whether a database's queue is so long that requests for new work had better come back later."""

@@ -175,16 +175,15 @@ class Database:
         # A pooler gives each transaction another session: what a session would have been told once, each is told.
         self._told_reads = _set_local(_LIMITS) if pooler else None
         self._told_batches = _set_local(_LIMITS | _BATCH_PLANS) if pooler else None
-        self.reads = self._engine(_LIMITS, pool_size=8, max_overflow=8)
-        self.queries = self._engine(_LIMITS, pool_size=8, max_overflow=8, ping=False)
-        self.batches = self._engine(_LIMITS | _BATCH_PLANS, pool_size=4, max_overflow=0)
+        self.reads = self._engine(_LIMITS, pool_size=8)
+        self.queries = self._engine(_LIMITS, pool_size=8, ping=False)
+        self.batches = self._engine(_LIMITS | _BATCH_PLANS, pool_size=4)
 
     def _engine(
         self,
         settings: dict[str, str],
         *,
         pool_size: int,
-        max_overflow: int,
         command_timeout: float | None = _COMMAND_TIMEOUT_SECONDS,
         ping: bool = True,
     ) -> AsyncEngine:
@@ -201,7 +200,7 @@ class Database:
             self.url,
             connect_args=arguments,
             pool_size=pool_size,
-            max_overflow=max_overflow,
+            max_overflow=0,  # one that is made for a moment costs PostgreSQL a process, and more than many queries
             pool_timeout=5,
             pool_pre_ping=ping,
             isolation_level="READ COMMITTED",
@@ -265,7 +264,7 @@ class Database:
 
     async def survey(self, statement: TextClause, parameters: dict[str, Any]) -> list[Row[Any]]:
         """Run a query over whole tables, without a time limit. Raises `Unavailable` when the database is away."""
-        engine = self._engine(_LIMITS | {"statement_timeout": "0"}, pool_size=1, max_overflow=0, command_timeout=None)
+        engine = self._engine(_LIMITS | {"statement_timeout": "0"}, pool_size=1, command_timeout=None)
         try:
             async with _telling(self.name), engine.connect() as connection:
                 return await fetch(connection, statement, parameters)

@@ -37,7 +37,7 @@ from tcc.errors import Rejected, Unavailable
 from tcc.groups import Group, Result
 from tcc.idempotency import Claim, KeyRef, Reply
 from tcc.ids import new_id
-from tcc.machine import TERMINAL, Event, Reason, State
+from tcc.machine import TERMINAL, TRANSACTION, Event, Reason, State
 from tcc.protocols.tcc import (
     AskBranch,
     Branch,
@@ -96,7 +96,7 @@ Wake = Callable[[str, UUID, float], None]
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """What became of a request to begin. `transaction` is None where somebody else holds the idempotency key."""
+    """What became of a request, and the transaction to drive on; None where somebody else holds the idempotency key."""
 
     transaction: Transaction | None
     result: Result
@@ -228,6 +228,43 @@ class Coordinator:
         """Confirm, cancel, extend or retry a transaction: one guarded update, which is a decision's commit point."""
         command = MoveTransaction(**fields(context), id=id, event=event, reason=reason, ttl_seconds=ttl_seconds)
         return await self._stores.home.submit(Group(commands=[command], claim=claim, render=render))
+
+    async def conclude(
+        self,
+        context: Context,
+        id: UUID,
+        event: Event,
+        *,
+        reason: Reason | None,
+        claim: Claim | None,
+        refused: Callable[[Outcome[Any]], Reply],
+        reply: TransactionReply,
+    ) -> Begun:
+        """Confirm or cancel a transaction, with as many steps of its branches as the same commit can take.
+
+        What is returned is to be driven on; there is no transaction where nothing was decided, or a database couldn't
+        be read. `refused`, or `reply` as soon as it gives one, is stored under `claim`.
+        """
+        try:
+            known = await self.load(context.tenant_id, id)
+        except (Rejected, Unavailable):  # what can't be read can be decided all the same; its branches follow later
+            render = lambda outcomes: None if outcomes[0].ok else refused(outcomes[0])  # noqa: E731
+            return Begun(None, await self.decide(context, id, event, reason=reason, claim=claim, render=render))
+        view = known.view
+        steps: tuple[Step, ...] = (MoveWhole(event, reason),)
+        if decided := TRANSACTION.target(event, view.state):
+            of = self._known(decided, view.confirm == "auto", False, known.branches)
+            steps += self._stretch(of, (), self._stores.home)
+        plans = [branch.plan for branch in known.branches]
+        commands = [self._command(context, step, id, plans, 0, view.reference) for step in steps]
+
+        def render_all(outcomes: Sequence[Outcome[Any]]) -> Reply | None:
+            return reply(_learned(known, steps, outcomes)) if outcomes[0].ok else refused(outcomes[0])
+
+        result = await self._stores.home.submit(Group(commands=commands, claim=claim, render=render_all))
+        if result.held or not result.outcomes[0].ok:
+            return Begun(None, result)
+        return Begun(_learned(known, steps, result.outcomes), result)
 
     async def retry(self, context: Context, id: UUID) -> Result:
         """Take up again what waited for a person, its branches first. Raises `Rejected` (`not_found`)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum, auto
 from functools import cache
@@ -21,6 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from tcc.errors import Unavailable
+from tcc.lookups import Key, Lookups, Rows
 from tcc.settings import SettingsError
 
 log = structlog.get_logger(__name__)
@@ -39,6 +40,7 @@ _BATCH_PLANS: Final = {
     # batch needs is one look-up by key for each command, whatever the statistics say.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "enable_material": "off",
@@ -171,6 +173,7 @@ class Database:
         self.name = f"{parsed.host or 'local'}:{parsed.port or 5432}/{parsed.database}"
         self.url = parsed
         self._application = application
+        self._lookups: dict[str, Lookups] = {}
         self._pooler = pooler
         # A pooler gives each transaction another session: what a session would have been told once, each is told.
         self._told_reads = _set_local(_LIMITS) if pooler else None
@@ -232,6 +235,19 @@ class Database:
                 await connection.execute(self._told_reads)
             yield connection
 
+    async def commit(self, statement: TextClause, parameters: dict[str, Any]) -> list[Any]:
+        """Run one statement, planned as those of batches are, and commit it; its rows. Raises what the driver does."""
+        connection = await self.batches.connect()
+        try:
+            async with self.batch(connection):
+                return await fetch(connection, statement, parameters)
+        except Exception as error:
+            if failure_of(error) is Failure.LOST:
+                await connection.invalidate()
+            raise
+        finally:
+            await connection.close()
+
     async def read(self, statement: TextClause, parameters: dict[str, Any] | None = None) -> list[Any]:
         """Run a query that changes nothing, and take all its rows: one statement, in no transaction of its own.
 
@@ -246,6 +262,21 @@ class Database:
                     raise
                 await self.queries.dispose()
                 return await self._query(statement, parameters or {})
+
+    async def look_up(self, statement: TextClause, keys: Sequence[Key]) -> Rows:
+        """The rows under keys, together with what others look up by the same statement meanwhile (`Lookups`).
+
+        The statement takes the columns of the keys as arrays, in the order in which it names them, and its rows begin
+        with the number of their key, from 1. Raises as `read` does.
+        """
+        if statement.text not in self._lookups:
+            _, names = numbered(statement.text)
+
+            async def query(keys: Sequence[Key]) -> Rows:
+                return await self.read(statement, dict(zip(names, map(list, zip(*keys, strict=True)), strict=True)))
+
+            self._lookups[statement.text] = Lookups(query)
+        return await self._lookups[statement.text].rows(keys)
 
     async def _query(self, statement: TextClause, parameters: dict[str, Any]) -> list[Any]:
         connection = await self.queries.connect()

@@ -18,17 +18,20 @@ from tcc.transactions import transaction_view
 
 _RESERVATIONS = text(
     f"""
-SELECT r.* FROM unnest(CAST(:resources AS text[]), CAST(:ids AS uuid[])) AS k(resource, id)
+SELECT k.ord, r.* FROM unnest(CAST(:tenants AS text[]), CAST(:resources AS text[]), CAST(:ids AS uuid[]))
+  WITH ORDINALITY AS k(tenant_id, resource, id, ord)
 CROSS JOIN LATERAL (
   SELECT {RESERVATION_VIEW} FROM reservations r
-  WHERE r.tenant_id = :tenant_id AND r.resource = k.resource AND r.id = k.id OFFSET 0) r"""
+  WHERE r.tenant_id = k.tenant_id AND r.resource = k.resource AND r.id = k.id OFFSET 0) r"""
 )
 """Look-ups by key, one for each: what `OFFSET 0` fences off can't be turned into a scan of all that a tenant has."""
 
 _TRANSACTION = text(
     f"""
-SELECT expires_at <= clock_timestamp() AS overdue, {TRANSACTION_VIEW} FROM transactions
-WHERE tenant_id = :tenant_id AND id = :id"""
+SELECT k.ord, t.* FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS uuid[])) WITH ORDINALITY AS k(tenant_id, id, ord)
+CROSS JOIN LATERAL (
+  SELECT t.expires_at <= clock_timestamp() AS overdue, {TRANSACTION_VIEW} FROM transactions t
+  WHERE t.tenant_id = k.tenant_id AND t.id = k.id OFFSET 0) t"""
 )
 
 _TRANSACTIONS = text(
@@ -71,15 +74,14 @@ async def reservations(
     database: Database, tenant_id: str, keys: Sequence[tuple[str, UUID]]
 ) -> dict[tuple[str, UUID], ReservationView]:
     """Those of the reservations that exist, by resource and id."""
-    resources, ids = [resource for resource, _ in keys], [id for _, id in keys]
-    rows = await database.read(_RESERVATIONS, {"tenant_id": tenant_id, "resources": resources, "ids": ids})
+    rows = await database.look_up(_RESERVATIONS, [(tenant_id, resource, id) for resource, id in keys])
     return {(view.resource, view.id): view for view in map(reservation_view, rows)}
 
 
 async def transaction(database: Database, tenant_id: str, id: UUID) -> tuple[TransactionView, bool] | None:
     """A transaction, and whether its deadline has passed."""
-    rows = await database.read(_TRANSACTION, {"tenant_id": tenant_id, "id": id})
-    return (transaction_view(rows[0]), rows[0].overdue) if rows else None
+    rows = await database.look_up(_TRANSACTION, [(tenant_id, id)])
+    return (transaction_view(rows[0]), rows[0][1]) if rows else None
 
 
 async def transactions(

@@ -11,9 +11,10 @@ the lock was waited for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from tcc.machine import RESERVATION, RESTING, TRANSACTION, Guard, Machine, State
+from tcc.machine import RESERVATION, RESTING, TRANSACTION, Event, Guard, Machine, Reason, State
 from tcc.resource import Effects
 
 _RESTING: Final = ", ".join(f"'{state}'" for state in sorted(RESTING))
@@ -22,6 +23,8 @@ _COMMAND_COLUMNS: Final = "tenant_id text, id uuid, correlation_id text, actor t
 
 _MOVE_COLUMNS: Final = f"""{_COMMAND_COLUMNS}, event text, reason text, ttl_seconds float8, retry_seconds float8,
       cap timestamptz, attention text, detail jsonb"""
+
+_BRANCH_COLUMNS: Final = ", transaction_id uuid, exchanges jsonb"
 
 RESERVATION_VIEW: Final = """resource, id, state, reason, reference, transaction_id, claim, detail, attention,
   attention_since, attempts, expires_at, expires_cap, created_at, updated_at"""
@@ -152,23 +155,32 @@ _DUE: Final = f"""CASE
 index."""
 
 
-def _judged(machine: Machine, columns: str, table: str, resource: str | None) -> tuple[str, ...]:
-    """Lock the rows in order, read the clock, and say of each command what it would do, and whether it may.
+def _locked(columns: str, table: str, resource: str | None = None) -> list[str]:
+    """The commands, and the rows that they are about, locked in order.
 
     Of the row there is only what it takes to judge; `j.` columns that have a name of the row's are what was said.
     """
-    branch = resource is not None
-    owner = "r.transaction_id" if branch else "NULL::uuid"
-    owned = "l.owner IS NOT DISTINCT FROM l.transaction_id" if branch else "true"
-    decided_elsewhere = "l.owner IS NOT NULL OR " if branch else ""
-    of_resource = " AND r.resource = c.resource" if branch else ""
-    live, expired = machine.guarded(Guard.LIVE), machine.guarded(Guard.EXPIRED)
-    return (
+    owner, of_resource = (
+        ("r.transaction_id", " AND r.resource = c.resource") if table == "reservations" else ("NULL::uuid", "")
+    )
+    return [
         _cmd(columns, resource),
         f"""locked AS MATERIALIZED (
-  SELECT c.*, r.state AS source, r.attempts, r.expires_at, r.expires_cap, {owner} AS owner
+  SELECT c.*, {_BEFORE}, {owner} AS owner
   FROM cmd c JOIN {table} r ON r.id = c.id{of_resource} AND r.tenant_id = c.tenant_id
   ORDER BY r.tenant_id, r.id FOR NO KEY UPDATE OF r)""",
+    ]
+
+
+_BEFORE: Final = "r.state AS source, r.attempts, r.expires_at, r.expires_cap"
+
+
+def _judged(machine: Machine, *, branch: bool) -> list[str]:
+    """Read the clock, now that rows are locked, and say of each command what it would do, and whether it may."""
+    owned = "l.owner IS NOT DISTINCT FROM l.transaction_id" if branch else "true"
+    decided_elsewhere = "l.owner IS NOT NULL OR " if branch else ""
+    live, expired = machine.guarded(Guard.LIVE), machine.guarded(Guard.EXPIRED)
+    return [
         "clock AS MATERIALIZED (SELECT clock_timestamp() AS now, count(*) AS locked FROM locked)",
         f"""judged AS MATERIALIZED (
   SELECT l.*, k.now, {machine.sql_target("l.event", "l.source")} AS target, {owned} AS owned,
@@ -178,7 +190,7 @@ def _judged(machine: Machine, columns: str, table: str, resource: str | None) ->
                ELSE GREATEST(l.expires_at, k.now + make_interval(secs => l.ttl_seconds)) END,
           COALESCE(l.cap, l.expires_cap)) AS until
   FROM locked l CROSS JOIN clock k)""",
-    )
+    ]
 
 
 def _moved_rows(table: str, assignments: str) -> str:
@@ -230,15 +242,11 @@ SELECT k.now, s.* FROM clock k LEFT JOIN (
   FROM {_UNMOVED}) s ON true"""
 
 
-def move_sql(resource: str, effects: Effects, *, external: bool) -> str:
-    """Moves: (now, ord, how, state before, allowed, in_time, owned, the reservation's columns).
-
-    `how` is `moved` or `found` (and not moved: then there are no columns); no row: there is no such reservation.
-    """
-    machine = RESERVATION if external else RESERVATION.local()
-    columns = f"{_MOVE_COLUMNS}, transaction_id uuid, exchanges jsonb"
+def _moving(locked: Sequence[str], resource: str, effects: Effects, *, external: bool) -> str:
+    """What becomes of rows that are locked."""
     return _with(
-        *_judged(machine, columns, "reservations", resource),
+        *locked,
+        *_judged(RESERVATION if external else RESERVATION.local(), branch=True),
         _moved_rows("reservations", f"due_at = CASE WHEN j.owner IS NULL THEN {_DUE} END"),
         """moved AS (
   SELECT m.ord, m.tenant_id, m.id, m.transaction_id, m.claim, m.event, m.source, m.state AS target,
@@ -246,7 +254,51 @@ def move_sql(resource: str, effects: Effects, *, external: bool) -> str:
   FROM moved_rows m)""",
         effects.on_move,
         _journaled(resource),
-    ) + _outcomes(RESERVATION_VIEW)
+    )
+
+
+def move_sql(resource: str, effects: Effects, *, external: bool) -> str:
+    """Moves: (now, ord, how, state before, allowed, in_time, owned, the reservation's columns).
+
+    `how` is `moved` or `found` (and not moved: then there are no columns); no row: there is no such reservation.
+    """
+    locked = _locked(_MOVE_COLUMNS + _BRANCH_COLUMNS, "reservations", resource)
+    return _moving(locked, resource, effects, external=external) + _outcomes(RESERVATION_VIEW)
+
+
+def expire_sql(resource: str, effects: Effects) -> str:
+    """What is due of a resource whose effects are local, expired: (whether it has moved, seconds it was late).
+
+    Moves like any others, but nobody sends their commands: they are for what is due first, and that nobody else has
+    locked; as many as there are `entries`, which are ids for the journal. The resource is compared as no index has it:
+    all rows of a resource are no way to the few that are due.
+    """
+    given = {
+        "tenant_id": "d.tenant_id",
+        "id": "d.id",
+        "correlation_id": "d.correlation_id",
+        "actor": "CAST(:actor AS text)",
+        "entry_id": "(CAST(:entries AS uuid[]))[d.ord]",
+        "event": f"'{Event.EXPIRE}'",
+        "reason": f"'{Reason.EXPIRED}'",
+    }
+    types = dict(column.split() for column in f"{_MOVE_COLUMNS}{_BRANCH_COLUMNS}".replace("\n", " ").split(","))
+    command = ", ".join(f"{given.get(name, f'CAST(NULL AS {type_})')} AS {name}" for name, type_ in types.items())
+    locked = [
+        f"""due AS MATERIALIZED (
+  SELECT r.tenant_id, r.id, r.correlation_id, {_BEFORE}, r.transaction_id AS owner FROM reservations r
+  WHERE r.due_at <= now() AND r.resource || '' = '{resource}'
+  ORDER BY r.due_at LIMIT cardinality(CAST(:entries AS uuid[])) FOR NO KEY UPDATE SKIP LOCKED)""",
+        f"""locked AS MATERIALIZED (
+  SELECT {command}, '{resource}' AS resource, d.ord, d.source, d.attempts, d.expires_at, d.expires_cap, d.owner
+  FROM (SELECT *, row_number() OVER () AS ord FROM due) d)""",
+    ]
+    return (
+        _moving(locked, resource, effects, external=False)
+        + f"""
+SELECT true AS moved, EXTRACT(epoch FROM x.now - x.expires_at)::float8 AS late FROM moved_rows x
+UNION ALL SELECT false, NULL FROM {_UNMOVED}"""
+    )
 
 
 def bury_sql(resource: str) -> str:
@@ -318,7 +370,8 @@ SELECT k.now, n.ord FROM clock k LEFT JOIN known n ON true"""
 def move_transaction_sql() -> str:
     """Transactions moved: as `move_sql`."""
     return _with(
-        *_judged(TRANSACTION, _MOVE_COLUMNS, "transactions", None),
+        *_locked(_MOVE_COLUMNS, "transactions"),
+        *_judged(TRANSACTION, branch=False),
         _moved_rows(
             "transactions",
             f"""due_at = {_DUE},

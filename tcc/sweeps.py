@@ -8,7 +8,7 @@ loses nothing: the lease runs out, and the row is due again. Every `run_once` ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -21,14 +21,14 @@ from tcc import idempotency
 from tcc.batch import Batcher
 from tcc.commands import Context, Outcome, ReservationView
 from tcc.coordinator import Transaction
-from tcc.db import Database
+from tcc.db import Database, Failure, failure_of
 from tcc.errors import Unavailable
 from tcc.ids import new_id
 from tcc.machine import RESTING, TERMINAL, Event, Reason, State
 from tcc.reservations import reservation_view
-from tcc.resource import Finding, Resource
+from tcc.resource import Finding
 from tcc.service import Service
-from tcc.sql import RESERVATION_VIEW
+from tcc.sql import RESERVATION_VIEW, expire_sql
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +49,7 @@ _TAKE_RESERVATIONS = text(
 UPDATE reservations r SET due_at = clock_timestamp() + make_interval(secs => :lease_seconds)
 WHERE ctid = ANY (ARRAY(
   SELECT ctid FROM reservations
-  WHERE due_at <= clock_timestamp() AND resource = ANY (CAST(:resources AS text[]))
+  WHERE due_at <= now() AND resource || '' = :resource
   ORDER BY due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED))
 RETURNING r.tenant_id, r.correlation_id, r.expires_at <= clock_timestamp() AS expired,
   EXTRACT(epoch FROM clock_timestamp() - r.expires_at)::float8 AS lag,
@@ -63,7 +63,7 @@ _TAKE_TRANSACTIONS = text(
 UPDATE transactions t SET due_at = clock_timestamp() + make_interval(secs => :lease_seconds)
 WHERE ctid = ANY (ARRAY(
   SELECT ctid FROM transactions
-  WHERE due_at <= clock_timestamp()
+  WHERE due_at <= now()
     AND (NOT :overdue OR (state IN ('trying', 'tried') AND expires_at <= clock_timestamp()))
   ORDER BY due_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED))
 RETURNING t.tenant_id, t.id, t.correlation_id"""
@@ -85,31 +85,48 @@ class Sweeper:
         self._service = service
         self._actor = actor
         self._lease_seconds = service.settings.lease_seconds
+        self._expiring = {
+            name: text(expire_sql(name, resource.effects))
+            for name, resource in service.stores.resources.items()
+            if not resource.external
+        }
 
-    async def reservations(self, limit: int, *, external: bool | None = None) -> int:
-        """Give back single reservations that were abandoned, and ask again for those that rest. How many were due.
+    async def reservations(self, limit: int) -> int:
+        """Give back single reservations that were abandoned, and ask again for those that rest. How many were due."""
+        return await _total(self.reservations_of(name, limit) for name in self._service.stores.resources)
 
-        `external`: only those of resources that have an outside, or only the others.
-        """
+    async def reservations_of(self, resource: str, limit: int) -> int:
+        """The same for one resource. Raises `Unavailable` when its database is away."""
+        database = self._service.stores.of(resource).database
+        if resource not in self._expiring:
+            return await self._take_up(database, resource, limit)
+        moved, unmoved = await self._expire_all(database, resource, limit)
+        return moved + (await self._take_up(database, resource, limit) if unmoved else 0)
 
-        async def of(batcher: Batcher, resources: Sequence[Resource]) -> int:
-            chosen = [resource for resource in resources if external in (None, resource.external)]
-            return await self._reservations_of(batcher, chosen, limit)
+    async def _expire_all(self, database: Database, resource: str, limit: int) -> tuple[int, int]:
+        """Expire what is due of a resource whose effects are local: all in one statement, as nobody outside must be
+        asked. How many moved, and how many didn't, which are then to be looked at one by one."""
+        entries = [new_id() for _ in range(limit)]
+        parameters = {"actor": self._actor, "entries": entries, "lease_seconds": self._lease_seconds}
+        try:
+            rows = await database.commit(self._expiring[resource], parameters)
+        except Exception as error:
+            if failure_of(error) is Failure.LOST:
+                raise Unavailable("database_unavailable") from error
+            log.warning("expiring_one_by_one", resource=resource, error=str(error)[:300])
+            return 0, limit
+        late = [row.late for row in rows if row.moved]
+        for seconds in late:
+            self._service.metrics.expiry_lag.observe(max(0.0, seconds))
+        self._service.metrics.swept.labels("reservations").inc(len(late))
+        return len(late), len(rows) - len(late)
 
-        return sum(await self._everywhere(of))
-
-    async def _reservations_of(self, batcher: Batcher, resources: Sequence[Resource], limit: int) -> int:
-        if not resources:
-            return 0
+    async def _take_up(self, database: Database, resource: str, limit: int) -> int:
+        """Take up what is due of a resource, one by one. How many were due."""
         rows = await _take(
-            batcher.database,
-            _TAKE_RESERVATIONS,
-            resources=[resource.name for resource in resources],
-            limit=limit,
-            lease_seconds=self._lease_seconds,
+            database, _TAKE_RESERVATIONS, resource=resource, limit=limit, lease_seconds=self._lease_seconds
         )
         self._service.metrics.swept.labels("reservations").inc(len(rows))
-        external = {resource.name for resource in resources if resource.external}
         gate = asyncio.Semaphore(CONCURRENCY)
 
         async def one(row: Any) -> None:
@@ -118,7 +135,7 @@ class Sweeper:
             if row.expired and view.state in (State.TRYING, State.TRIED):
                 self._service.metrics.expiry_lag.observe(max(0.0, row.lag))
                 view = await self._expire(context, view) or view
-            if view.resource in external and view.state in RESTING:
+            if view.state in RESTING:
                 async with gate:
                     await self._service.reserver.settle(context, view)
 
@@ -165,13 +182,13 @@ class Sweeper:
     async def purge(self, limit: int) -> int:
         """Forget idempotency keys older than the retention. How many went."""
 
-        async def purge_of(batcher: Batcher, _: Sequence[Resource]) -> int:
+        async def purge_of(batcher: Batcher) -> int:
             async with batcher.database.transaction() as connection:
                 return await idempotency.purge(
                     connection, retention_seconds=self._service.settings.key_retention_seconds, limit=limit
                 )
 
-        gone = sum(await self._everywhere(purge_of))
+        gone = await _total(purge_of(batcher) for batcher, _ in self._service.stores.distinct())
         self._service.metrics.swept.labels("keys").inc(gone)
         return gone
 
@@ -220,16 +237,14 @@ class Sweeper:
             found |= {str(row.id): row.state for row in await database.read(_STANDING, page)}
         return found
 
-    async def _everywhere(self, work: Callable[[Batcher, Sequence[Resource]], Awaitable[int]]) -> list[int]:
-        """The same in every database; one that is away is left for the next time."""
-        results = await asyncio.gather(
-            *(work(batcher, resources) for batcher, resources in self._service.stores.distinct()),
-            return_exceptions=True,
-        )
-        for result in results:
-            if isinstance(result, BaseException):
-                log.warning("sweep_failed", error=str(result)[:300], kind=type(result).__name__)
-        return [result for result in results if isinstance(result, int)]
+
+async def _total(work: Iterable[Awaitable[int]]) -> int:
+    """The sum of what is done side by side. Where a database is away, that is left for the next time."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            log.warning("sweep_failed", error=str(result)[:300], kind=type(result).__name__)
+    return sum(result for result in results if isinstance(result, int))
 
 
 async def _take(database: Database, statement: Any, **parameters: Any) -> list[Any]:

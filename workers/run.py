@@ -12,6 +12,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, cast
 
 import structlog
@@ -67,11 +68,12 @@ class WorkerProcess:
         """Work until `stop`, then finish what is under way, in bounded time."""
         size = self._settings.sweep_size
         interval = self._settings.sweep_interval_seconds
+        local = self._resources(external=False)
         log.info("worker_started", sweep_interval_seconds=interval, databases=self._names())
         duties = [
             asyncio.create_task(duty)
             for duty in (
-                self._every(interval, lambda: self._sweeper.reservations(size, external=False), size),
+                *(self._every(interval, partial(self._sweeper.reservations_of, name, size), size) for name in local),
                 self._every(interval, lambda: self._sweeper.transactions(CONCURRENCY, overdue=True), CONCURRENCY),
                 *(self._every(interval, sweep, CONCURRENCY) for sweep in self._asking_sweeps() * SIDE_BY_SIDE),
                 self._every(PURGE_SECONDS, lambda: self._sweeper.purge(PURGE_SIZE), PURGE_SIZE),
@@ -96,9 +98,13 @@ class WorkerProcess:
     def _asking_sweeps(self) -> list[Callable[[], Awaitable[int]]]:
         """The sweeps that may have to wait for somebody outside."""
         return [
-            lambda: self._sweeper.reservations(CONCURRENCY, external=True),
+            *(partial(self._sweeper.reservations_of, name, CONCURRENCY) for name in self._resources(external=True)),
             lambda: self._sweeper.transactions(CONCURRENCY),
         ]
+
+    def _resources(self, *, external: bool) -> list[str]:
+        resources = self._service.stores.resources.values()
+        return [resource.name for resource in resources if resource.external is external]
 
     def _names(self) -> list[str]:
         return [batcher.database.name for batcher, _ in self._service.stores.distinct()]

@@ -80,7 +80,14 @@ def build_app(
     on_error, on_http = _error_handlers(service, replies)
     transactions = TransactionRoutes(service, replies)
     reservations = [(ReservationRoutes(service, resource, replies), resource) for resource in resources]
-    direct = {try_path(resource): routes.try_ for routes, resource in reservations} | {BEGIN_PATH: transactions.begin}
+    beginning = {try_path(resource): routes.try_ for routes, resource in reservations} | {
+        BEGIN_PATH: transactions.begin
+    }
+    others = transactions.direct()
+    for routes, resource in reservations:
+        beginning[try_path(resource)] = routes.try_
+        others |= routes.direct(try_path(resource))
+    direct = Direct(beginning, others, on_error, max_body_bytes, service.crowded)
     application = Litestar(
         route_handlers=[
             *health_handlers(service, draining),
@@ -102,7 +109,7 @@ def build_app(
         ),
         logging_config=None,
     )
-    return Edge(application, replies, Direct(direct, on_error, max_body_bytes, service.crowded), draining)
+    return Edge(application, replies, direct, draining)
 
 
 def _error_handlers(

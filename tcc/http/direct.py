@@ -1,14 +1,17 @@
-"""The two requests that carry nearly all of the load, answered without the framework's request cycle.
+"""The requests that carry nearly all of the load, answered without the framework's request cycle.
 
-A Try and a Begin are routes of the application like any other: it describes them in OpenAPI, and would answer them the
-same way. But a framework's cycle of routing, arguments and response objects costs about as much as the reservation
-itself (`make bench-quick` measures it), so the edge hands these straight to their handlers.
+To try, begin, confirm, cancel, extend and show are routes of the application like any other: it describes them in
+OpenAPI, and would answer them the same way. But a framework's cycle of routing, arguments and response objects costs
+about as much as the reservation itself (`make bench-quick` measures it), so the edge hands these straight to their
+handlers.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from tcc.errors import FieldError, Overloaded, Rejected
@@ -34,7 +37,7 @@ class Call:
         return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else {}
 
     async def body(self) -> bytes:
-        """The whole body. Raises `Rejected` (`body_too_large`), and `Gone`."""
+        """The whole body, which can be had once. Raises `Rejected` (`body_too_large`), and `Gone`."""
         length = self.scope["state"]["headers"].get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body_bytes:
             raise _too_large()
@@ -55,34 +58,54 @@ def _too_large() -> Rejected:
     return Rejected("body_too_large", detail, (FieldError("body", "body_too_large", detail),))
 
 
-Handler = Callable[[Any], Awaitable[Reply]]
+Handler = Callable[..., Awaitable[Reply]]
+"""Takes a `Call`, and the id in the path where there is one."""
+
+ONE: Final = "/{id}"
+"""Where a path of `Direct` has an id. What isn't one in the path of a request is left to the framework."""
+
+_ID: Final = re.compile(r"/([0-9A-Fa-f-]{32,36})(?=/|$)")
 
 
 class Direct:
-    """Handlers of POST by path, and what to answer when they raise, or while the service is `crowded`: without a look
-    at the body then, so that to refuse costs far less than to serve."""
+    """Handlers by method and path, and what to answer when they raise.
+
+    `beginning` are those that begin something. While the service is `crowded` they are refused, without a look at the
+    body, so that to refuse costs far less than to serve.
+    """
 
     def __init__(
         self,
-        handlers: Mapping[str, Handler],
+        beginning: Mapping[str, Handler],
+        others: Mapping[tuple[str, str], Handler],
         on_error: Callable[[Any, Exception], Reply],
         max_body_bytes: int,
         crowded: Callable[[], bool],
     ) -> None:
-        self._handlers = handlers
+        self._beginning = {path: partial(self._begin, handler) for path, handler in beginning.items()}
+        self._others = others
         self._on_error = on_error
         self._max_body_bytes = max_body_bytes
         self._crowded = crowded
 
     def handler(self, scope: Any) -> Handler | None:
         """The handler of a request, if it is one of ours."""
-        return self._handlers.get(scope["path"]) if scope["method"] == "POST" else None
+        method, path = scope["method"], scope["path"]
+        if method == "POST" and (beginning := self._beginning.get(path)):
+            return beginning
+        if not (found := _ID.search(path)):
+            return None
+        handler = self._others.get((method, path[: found.start()] + ONE + path[found.end() :]))
+        return handler and (lambda call: handler(call, found[1]))
+
+    async def _begin(self, handler: Handler, call: Call) -> Reply:
+        if self._crowded():
+            raise Overloaded
+        return await handler(call)
 
     async def reply(self, handler: Handler, scope: Any, receive: Any) -> Reply | None:
         """The reply to a request, whatever comes of it; None where nobody waits for one."""
         call = Call(scope, receive, self._max_body_bytes)
-        if self._crowded():
-            return self._on_error(call, Overloaded())
         try:
             return await handler(call)
         except Gone:

@@ -70,8 +70,8 @@ async def read_body(request: Request[Any, Any, Any], decoder: msgspec.json.Decod
 
 async def expect_no_body(request: Request[Any, Any, Any]) -> None:
     """Refuse what nobody would read; an empty object is as good as nothing."""
-    if await request.body():
-        await read_body(request, _decode_nothing)
+    if body := await request.body():
+        decode(body, _decode_nothing)
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:

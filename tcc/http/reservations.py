@@ -15,6 +15,7 @@ from tcc.commands import DONE, Context, Outcome, ReservationView
 from tcc.errors import Rejected, Unavailable
 from tcc.groups import FORGET, Result
 from tcc.http.bodies import Extend, try_type, ttl_of
+from tcc.http.direct import ONE, Handler
 from tcc.http.openapi import operation
 from tcc.http.replies import Replies, reservation_location
 from tcc.http.requests import (
@@ -85,7 +86,7 @@ class ReservationRoutes:
         body = await read_body(request, _decode_extend)
         return await self._move(request, reservation_id, Event.EXTEND, ttl_of(body.ttl_seconds, self._service.settings))
 
-    async def show(self, reservation_id: str) -> Reply:
+    async def show(self, _: Request[Any, Any, Any], reservation_id: str) -> Reply:
         view = await self._read(parse_id(reservation_id))
         if view is None:
             raise Rejected("not_found", "There is no reservation under this id.")
@@ -96,6 +97,18 @@ class ReservationRoutes:
 
     async def delete(self, request: Request[Any, Any, Any], reservation_id: str) -> Reply:
         return _bare(await self._move(request, reservation_id, Event.CANCEL))
+
+    def direct(self, path: str) -> dict[tuple[str, str], Handler]:
+        """Those that carry the load, by method and path; what posts a Try to `path` itself isn't among them."""
+        one = path + ONE
+        return {
+            ("POST", f"{one}/confirm"): self.confirm,
+            ("POST", f"{one}/cancel"): self.cancel,
+            ("POST", f"{one}/extend"): self.extend,
+            ("GET", one): self.show,
+            ("PUT", one): self.put,
+            ("DELETE", one): self.delete,
+        }
 
     async def _move(
         self, request: Request[Any, Any, Any], reservation_id: str, event: Event, ttl_seconds: float | None = None
@@ -236,8 +249,8 @@ def reservation_handlers(routes: ReservationRoutes, resource: Resource) -> list[
         operation_class=operation(replies={200: ("The reservation.", ReservationView)}),
         tags=tags,
     )
-    async def show(reservation_id: FromPath[str]) -> Response[bytes]:
-        return respond(await routes.show(reservation_id))
+    async def show(request: Request[Any, Any, Any], reservation_id: FromPath[str]) -> Response[bytes]:
+        return respond(await routes.show(request, reservation_id))
 
     @put(
         f"{base}/{{reservation_id:str}}",

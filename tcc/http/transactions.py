@@ -18,6 +18,7 @@ from tcc.commands import Context, Outcome
 from tcc.coordinator import BranchState, Transaction
 from tcc.errors import FieldError, Rejected, Unavailable
 from tcc.http.bodies import Extend, begin_type, branch_type, ttl_of
+from tcc.http.direct import ONE, Handler
 from tcc.http.openapi import operation
 from tcc.http.replies import Replies, TransactionBody, transaction_body
 from tcc.http.requests import (
@@ -251,51 +252,87 @@ class TransactionRoutes:
     async def extend(self, request: Request[Any, Any, Any], transaction_id: str) -> Reply:
         body = await read_body(request, _decode_extend)
         ttl_seconds = ttl_of(body.ttl_seconds, self._service.settings)
-        return await self._decide(request, transaction_id, Event.EXTEND, ttl_seconds=ttl_seconds)
-
-    async def _decide(
-        self,
-        request: Request[Any, Any, Any],
-        transaction_id: str,
-        event: Event,
-        reason: Reason | None = None,
-        ttl_seconds: float | None = None,
-    ) -> Reply:
-        id = parse_id(transaction_id)
-        seconds = wait_of(request, self._service.settings.default_wait_seconds)
-        context = context_of(request)
-        key = idempotency_key(request)
-        claim = claim_of(key, f"transactions.{event}", id, id.bytes, str(ttl_seconds).encode()) if key else None
+        id, context = parse_id(transaction_id), context_of(request)
+        claim = _claim(request, Event.EXTEND, id, ttl_seconds)
 
         def render(outcomes: Sequence[Outcome[Any]]) -> Reply | None:
             return None if outcomes[0].ok else self._replies.refusal(outcomes[0], context.correlation_id)
 
-        def reply(transaction: Transaction) -> Reply | None:
-            settled = transaction.view.state not in RESTING
-            return self._replies.transaction(transaction, 200) if settled else None
-
         result = await self._coordinator.decide(
-            context, id, event, reason=reason, ttl_seconds=ttl_seconds, claim=claim, render=render
+            context, id, Event.EXTEND, ttl_seconds=ttl_seconds, claim=claim, render=render
         )
         if result.held is not None and claim is not None:
-            return await replay(self._service, None, claim, result.held, self._current(context, reply))
+            current = self._current(context, self._settled)
+            return await replay(self._service, None, claim, result.held, current)
         outcome: Outcome[Any] = result.outcomes[0]
         if not outcome.ok:
             return self._replies.refused(outcome, context.correlation_id)
         try:
             transaction = await self._coordinator.load(context.tenant_id, id)
-            if event is Event.EXTEND:
-                transaction = await self._coordinator.extend_branches(context, transaction, ttl_seconds or 0)
+            transaction = await self._coordinator.extend_branches(context, transaction, ttl_seconds)
         except Unavailable:
-            # It is decided, whatever can be read now: to say that nothing was done would be a lie.
-            view: Any = outcome.view
-            transaction = Transaction(view, tuple(BranchState(plan, unknown=True) for plan in view.plans()))
-            final = self._replies.transaction(transaction, 202)
-            return await self._service.answer(None, claim.ref, final) if claim else final
-        if event is Event.EXTEND:
+            final = self._unread(outcome.view)
+        else:
             final = self._replies.transaction(transaction, 200)
-            return await self._service.answer(None, claim.ref, final) if claim else final
-        return await self._follow(context, transaction, claim, reply, seconds)
+        return await self._service.answer(None, claim.ref, final) if claim else final
+
+    def direct(self) -> dict[tuple[str, str], Handler]:
+        """Those that carry the load, by method and path; the one that begins isn't among them."""
+        one = BEGIN_PATH + ONE
+        return {
+            ("POST", f"{one}/confirm"): self.confirm,
+            ("POST", f"{one}/cancel"): self.cancel,
+            ("POST", f"{one}/extend"): self.extend,
+            ("GET", one): self.show,
+        }
+
+    async def _decide(
+        self, request: Request[Any, Any, Any], transaction_id: str, event: Event, reason: Reason | None = None
+    ) -> Reply:
+        id = parse_id(transaction_id)
+        seconds = wait_of(request, self._service.settings.default_wait_seconds)
+        context = context_of(request)
+        claim = _claim(request, event, id)
+        begun = await self._coordinator.conclude(
+            context,
+            id,
+            event,
+            reason=reason,
+            claim=claim,
+            refused=lambda outcome: self._replies.refusal(outcome, context.correlation_id),
+            reply=self._settled,
+        )
+        result = begun.result
+        if result.held is not None and claim is not None:
+            return await replay(self._service, None, claim, result.held, self._current(context, self._settled))
+        outcome: Outcome[Any] = result.outcomes[0]
+        if not outcome.ok:
+            return self._replies.refused(outcome, context.correlation_id)
+        if result.reply is not None:
+            return result.reply
+        transaction = begun.transaction
+        if transaction is None:
+            try:
+                transaction = await self._coordinator.load(context.tenant_id, id)
+            except Unavailable:
+                final = self._unread(outcome.view)
+                return await self._service.answer(None, claim.ref, final) if claim else final
+        return await self._follow(context, transaction, claim, self._settled, seconds)
+
+    def _settled(self, transaction: Transaction) -> Reply | None:
+        """The reply once nothing is left to follow."""
+        return None if transaction.view.state in RESTING else self._replies.transaction(transaction, 200)
+
+    def _unread(self, view: Any) -> Reply:
+        """It is decided, whatever can be read now: to say that nothing was done would be a lie."""
+        transaction = Transaction(view, tuple(BranchState(plan, unknown=True) for plan in view.plans()))
+        return self._replies.transaction(transaction, 202)
+
+
+def _claim(request: Request[Any, Any, Any], event: Event, id: UUID, ttl_seconds: float | None = None) -> Claim | None:
+    """The claim on the idempotency key of a request to move a transaction, if it has one."""
+    key = idempotency_key(request)
+    return claim_of(key, f"transactions.{event}", id, id.bytes, str(ttl_seconds).encode()) if key else None
 
 
 def _check(branches: Sequence[tuple[Resource, Any]]) -> None:

@@ -11,11 +11,21 @@ import pytest
 from resources.registry import RESOURCES
 from tcc import idempotency, reads, sweeps, transactions
 from tcc.db import Database, numbered
-from tcc.sql import begin_sql, bury_sql, found_sql, found_transactions_sql, move_sql, move_transaction_sql, try_sql
+from tcc.sql import (
+    begin_sql,
+    bury_sql,
+    expire_sql,
+    found_sql,
+    found_transactions_sql,
+    move_sql,
+    move_transaction_sql,
+    try_sql,
+)
 
 STATEMENTS = {
     **{f"try {r.name}": try_sql(r.name, r.effects, external=r.external) for r in RESOURCES},
     **{f"move {r.name}": move_sql(r.name, r.effects, external=r.external) for r in RESOURCES},
+    **{f"expire {r.name}": expire_sql(r.name, r.effects) for r in RESOURCES if not r.external},
     **{f"bury {r.name}": bury_sql(r.name) for r in RESOURCES},
     "found reservations": found_sql("inventory"),
     "found transactions": found_transactions_sql(),
@@ -78,8 +88,12 @@ async def test_a_batch_looks_rows_up_by_their_key(name: str, tables: str, databa
     assert read or name in ("try orders", "try payments") or name.startswith("bury"), (
         "a move or a begin reads at least its own rows"
     )
+    assert name.startswith("expire") == any(node.get("Index Name") == "reservations_due" for node in read)
     for node in read:
         assert node["Node Type"] in ("Index Scan", "Index Only Scan"), node
+        if node["Index Name"] == "reservations_due":
+            assert "due_at" in node["Index Cond"], node
+            continue
         assert KEY_COLUMNS.get(node["Relation Name"], "id") in node["Index Cond"], node
 
 
@@ -93,7 +107,7 @@ SELECT 'default', gen_random_uuid(), 'confirmed', 'auto', '[]', now(), now(), no
 FROM generate_series(1, 20000);
 ANALYZE reservations, transactions"""
 SWEEPS = {
-    "reservations_due": (sweeps._TAKE_RESERVATIONS, "30, '{inventory}', 500"),
+    "reservations_due": (sweeps._TAKE_RESERVATIONS, "30, 'inventory', 500"),
     "transactions_due": (sweeps._TAKE_TRANSACTIONS, "30, false, 500"),
 }
 
@@ -112,4 +126,5 @@ async def test_a_sweep_finds_what_is_due_without_a_look_at_what_is_done(index: s
     await database.close()
     read = list(scans(plan[0]["Plan"]))
     assert {node["Node Type"] for node in read} <= {"Index Scan", "Tid Scan"}, read
-    assert index in {node.get("Index Name") for node in read}
+    (due,) = [node for node in read if node.get("Index Name") == index]
+    assert "due_at" in due["Index Cond"], due

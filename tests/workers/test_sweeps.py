@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from datetime import timedelta
 
+import msgspec
 import pytest
 
 from resources.payments.gateways import open_gateway
@@ -16,6 +17,7 @@ from tcc.sweeps import OutsideUnreachable, Sweeper
 from tests.client import Api, whole_order
 from tests.conftest import OpenService
 from tests.gateways.process import SandboxProcess
+from tests.http.records import rows
 from tests.recovery.scenes import (
     TENANT,
     begin,
@@ -131,11 +133,11 @@ async def test_a_sweep_takes_no_more_than_its_limit(service: Service) -> None:
 
 
 async def test_a_sweeper_that_died_leaves_its_rows_to_the_next_after_the_lease(
-    start_service: OpenService, monkeypatch: pytest.MonkeyPatch
+    start_service: OpenService, sandbox: SandboxProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dying, next_one = start_service(TCC_LEASE_SECONDS="0.3"), start_service()
-    await put_stock(dying, "MUG", 1)
-    await hold(dying, "inventory", stock(("MUG", 1)), ttl_seconds=0.05)
+    held = await hold(dying, "payments", card(), ttl_seconds=0.05)
+    assert held.view
     await asyncio.sleep(0.1)
 
     async def die(*_: object, **__: object) -> None:
@@ -149,7 +151,20 @@ async def test_a_sweeper_that_died_leaves_its_rows_to_the_next_after_the_lease(
         return await Sweeper(next_one, "worker").reservations(10)
 
     assert await eventually(taken_up) == 1
-    assert await shelf(next_one, "MUG") == (1, 0, 0)
+    (found,) = await rows(next_one, "SELECT state, reason FROM reservations")
+    assert (found.state, found.reason) == (State.CANCELLED, "expired")
+
+
+async def test_what_cannot_be_given_back_does_not_keep_the_rest(service: Service) -> None:
+    for sku in ("CUP", "MUG", "POT"):
+        await put_stock(service, sku, 1)
+        await hold(service, "inventory", stock((sku, 1)), ttl_seconds=0.05)
+    await rows(service, "UPDATE inventory_items SET held = 0, on_hand = available WHERE sku = 'MUG' RETURNING sku")
+    await asyncio.sleep(0.1)
+    await Sweeper(service, "worker").reservations(100)
+    assert [await shelf(service, sku) for sku in ("CUP", "MUG", "POT")] == [(1, 0, 0), (0, 0, 0), (1, 0, 0)]
+    left = await rows(service, "SELECT claim FROM reservations WHERE state = 'tried'")
+    assert [msgspec.json.decode(row.claim) for row in left] == [{"lines": [{"sku": "MUG", "quantity": 1}]}]
 
 
 async def test_keys_are_kept_for_the_retention_and_then_forgotten(

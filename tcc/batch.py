@@ -51,7 +51,7 @@ WAIT_SECONDS: Final = 5.0
 
 
 FOLLOW_UP: Final = 16
-"""For each try that may wait, so many moves: what is begun is let go on when no more may be begun."""
+"""For each group that may wait before no more may be begun, so many moves: what is begun is let go on."""
 
 
 class _Waiting(NamedTuple):
@@ -86,7 +86,7 @@ class Batcher:
         metrics: Metrics,
         *,
         lease_seconds: float,
-        batch: int = 32,
+        batch: int = 64,
         queue: int = 320,
     ) -> None:
         self.database = database
@@ -110,8 +110,10 @@ class Batcher:
 
         Raises `Overloaded` when the queue is full or doesn't move, `OutcomeUnknown` when the database went away.
         """
-        waiting, limit = (self._tries, self._limit) if group.tries() else (self._moves, self._limit * FOLLOW_UP)
-        if self._closing or len(waiting) >= limit:
+        tries = group.tries()
+        waiting = self._tries if tries else self._moves
+        full = self.crowded() if tries else len(waiting) >= self._limit * FOLLOW_UP
+        if self._closing or full:
             raise Overloaded
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
@@ -123,8 +125,9 @@ class Batcher:
         return await asyncio.shield(future)
 
     def crowded(self) -> bool:
-        """Whether more is begun than is done, so that whoever would begin more had better come back later."""
-        return len(self._tries) >= self._limit
+        """Whether more is begun than is done, so that whoever would begin more had better come back later. What is
+        begun counts until it is done: it takes the same time from those who wait."""
+        return len(self._tries) + len(self._moves) >= self._limit
 
     def _refuse(self) -> None:
         """Refuse what has waited too long, and come back when the next would have. One timer for all."""

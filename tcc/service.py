@@ -86,7 +86,6 @@ def open_service(
     environment: Mapping[str, str],
     *,
     application: str,
-    batch_size: int | None = None,
 ) -> Service:
     """Build a service. Needs a running event loop; connects to nothing before it is used.
 
@@ -105,7 +104,7 @@ def open_service(
             here,
             metrics,
             lease_seconds=settings.lease_seconds,
-            batch=batch_size or settings.batch_size,
+            batch=settings.batch_size,
             queue=settings.queue_size,
         )
         for url, here in by_url.items()

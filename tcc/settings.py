@@ -43,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: Count = 300
     """After so many unanswered calls in a row a person must look: with the cap above, after about five hours."""
     key_retention_seconds: Positive = 72 * 3600
-    batch_size: Count = 16
+    batch_size: Count = 64
     queue_size: Count = 320
     sweep_interval_seconds: Positive = 1.0
     sweep_size: Count = 500

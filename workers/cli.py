@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # imported where they are needed: `--help` answers at once
 T = TypeVar("T")
 TENANT: Final = "default"
 ACTOR: Final = "operator"
-BATCH_SIZE: Final = 64
-"""Workers have backlogs to work off, and nobody waiting for a single answer: larger batches than the API's."""
 SHOWN: Final = 20
 """How many findings of one check are printed; `--json` has all."""
 
@@ -91,7 +89,7 @@ def _run(work: Callable[[Service], Awaitable[T]], *, quiet: bool = True) -> T:
             configure_logs(settings.log_format, settings.log_level)
         Failpoints.from_environment(environment)
         await check_databases(settings, RESOURCES, environment)
-        service = open_service(settings, RESOURCES, environment, application="tcc-worker", batch_size=BATCH_SIZE)
+        service = open_service(settings, RESOURCES, environment, application="tcc-worker")
         try:
             return await work(service)
         finally:

@@ -23,8 +23,11 @@ from tcc.service import Service
 from tcc.sweeps import Sweeper
 from tests.client import serving
 from tests.conftest import OpenService, new_database
+from tests.gateways.process import SandboxProcess
+from tests.http.records import rows
 from tests.recovery.scenes import (
     broken,
+    card,
     eventually,
     hold,
     in_three_databases,
@@ -72,11 +75,12 @@ async def test_what_waits_too_long_for_stuck_runners_is_refused_and_none_of_it_i
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_sweep_leaves_what_is_refused_to_the_next_one(start_service: OpenService, database_url: str) -> None:
+async def test_a_sweep_leaves_what_is_refused_to_the_next_one(
+    start_service: OpenService, database_url: str, sandbox: SandboxProcess
+) -> None:
     service = start_service(TCC_BATCH_SIZE="1")
-    await put_stock(service, "MUG", 4)
     for _ in range(4):
-        await hold(service, "inventory", stock(("MUG", 1)), ttl_seconds=0.01)
+        await hold(service, "payments", card(), ttl_seconds=0.01)
     sweeper = Sweeper(service, "worker")
     with capture_logs() as logged:
 
@@ -85,7 +89,7 @@ async def test_a_sweep_leaves_what_is_refused_to_the_next_one(start_service: Ope
 
         async with raw(database_url) as holder:
             async with holder.transaction():
-                await holder.execute("SELECT FROM inventory_items FOR UPDATE")
+                await holder.execute("SELECT FROM payments FOR UPDATE")
                 sweep = asyncio.create_task(sweeper.reservations(10))
                 await eventually(refused)
             assert await sweep == 4
@@ -94,7 +98,7 @@ async def test_a_sweep_leaves_what_is_refused_to_the_next_one(start_service: Ope
 
     async def given_back() -> bool:
         await sweeper.reservations(10)
-        return await shelf(service, "MUG") == (4, 0, 0)
+        return [row.state for row in await rows(service, "SELECT state FROM reservations")] == ["cancelled"] * 4
 
     await eventually(given_back)
 

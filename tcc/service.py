@@ -40,6 +40,7 @@ class Service:
         self.coordinator = Coordinator(stores, asking, settings, wakeups.transaction)
         self.reserver = Reserver(stores, asking, settings)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._batchers = [batcher for batcher, _ in stores.distinct()]
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start work that goes on when its caller goes away, and that `close` waits for."""
@@ -68,7 +69,7 @@ class Service:
 
     def crowded(self) -> bool:
         """Whether a database's queue is so long that requests for new work had better come back later."""
-        return any(batcher.crowded() for batcher, _ in self.stores.distinct())
+        return any(batcher.crowded() for batcher in self._batchers)
 
     async def close(self, *, patience_seconds: float = 20) -> None:
         """Let work in progress come to its end, finish what was accepted, and let go of everything."""

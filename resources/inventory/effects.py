@@ -1,9 +1,10 @@
 """What Try, Confirm and Cancel do to stock.
 
 `available + held = on_hand` always: a Try moves units from available to held, a Cancel back, a Confirm takes them off
-the shelf. One batch decides for many claims on the same shelf at once: a running sum over the claims in their order
-says which still fit. A claim that would fit alone, but not behind the others, is decided again when those others are
-settled, so that a large claim which is refused never refuses the small ones behind it.
+the shelf. One batch decides for many claims on the same shelf at once: a running sum over the claims in their order,
+which the shelf itself comes before, says which still fit. A claim that would fit alone, but not behind the others, is
+decided again when those others are settled, so that a large claim which is refused never refuses the small ones behind
+it.
 
 What a Try writes comes from the shelf as it was locked, not from the row that the UPDATE sees: that may be one from
 before we waited for the lock, and PostgreSQL checks the constraints of what would become of it before it looks for
@@ -29,11 +30,17 @@ shelf AS MATERIALIZED (
   WHERE (i.sku, i.location, i.tenant_id) IN (SELECT l.sku, l.location, l.tenant_id FROM lines l)
   ORDER BY i.tenant_id, i.sku, i.location FOR NO KEY UPDATE),
 weighed AS (
-  SELECT l.*, s.on_hand, s.available, s.held,
-    sum(l.quantity) OVER (PARTITION BY l.tenant_id, l.sku, l.location ORDER BY l.ord) AS wanted
-  FROM lines l LEFT JOIN shelf s USING (sku, location, tenant_id)),
+  SELECT u.ord, u.tenant_id, u.sku, u.location, u.quantity, u.line, first_value(u.on_hand) OVER shelves AS on_hand,
+    first_value(u.available) OVER shelves AS available, first_value(u.held) OVER shelves AS held,
+    sum(u.quantity) OVER shelves AS wanted
+  FROM (
+    SELECT s.tenant_id, s.sku, s.location, 0 AS ord, 0 AS quantity, 0 AS line, s.on_hand, s.available, s.held
+    FROM shelf s
+    UNION ALL SELECT l.tenant_id, l.sku, l.location, l.ord, l.quantity, l.line, NULL, NULL, NULL FROM lines l) u
+  WINDOW shelves AS (PARTITION BY u.tenant_id, u.sku, u.location ORDER BY u.ord)),
 settled AS MATERIALIZED (
-  SELECT w.*, bool_and(COALESCE(w.wanted <= w.available, false)) OVER (PARTITION BY w.ord) AS fits FROM weighed w),
+  SELECT w.*, bool_and(COALESCE(w.wanted <= w.available, false)) OVER (PARTITION BY w.ord) AS fits
+  FROM weighed w WHERE w.ord > 0),
 refused AS MATERIALIZED (
   SELECT ord,
     CASE WHEN bool_or(available IS NULL) THEN 'unknown_sku'

@@ -122,7 +122,7 @@ class Batcher:
         if self._refusing is None:
             self._refusing = loop.call_at(now + WAIT_SECONDS, self._refuse)
         self._arrived.set()
-        return await asyncio.shield(future)
+        return await future  # whose cancellation, with its caller, is nothing to the batch that it is in
 
     def crowded(self) -> bool:
         """Whether more is begun than is done, so that whoever would begin more had better come back later. What is

@@ -11,7 +11,7 @@ from tcc.service import Service
 from tcc.sweeps import Sweeper
 from tests.client import Answer, Api, new_key, whole_order
 from tests.gateways.process import SandboxProcess
-from tests.http.records import footprint
+from tests.http.records import footprint, rows
 from tests.http.refusals import check_problem
 from tests.http.samples import SKU, let_time_pass, some_id
 
@@ -65,6 +65,18 @@ async def test_a_manual_one_waits_to_be_confirmed(api: Api, sandbox: SandboxProc
     assert (done.status, *states(done)) == (200, "confirmed", ["confirmed"] * 3)
     assert await shelf(api) == (9, 0, 1)
     assert sandbox.account(branch(begun, "payments")["id"])["authorisation"]["state"] == "captured"
+
+
+@pytest.mark.parametrize("decision", ["confirm", "cancel"])
+async def test_a_decision_and_its_local_branches_are_one_commit(api: Api, service: Service, decision: str) -> None:
+    order = [branch for branch in whole_order(SKU) if branch["resource"] != "payments"]
+    begun = await api.post(BASE, {"confirm": "manual", "branches": order}, key=new_key())
+    assert (begun.status, states(begun)[0]) == (201, "tried")
+    ended = await api.post(f"{BASE}/{begun.json['id']}/{decision}", key="only once")
+    assert (ended.status, states(ended)[0]) == (200, {"confirm": "confirmed", "cancel": "cancelled"}[decision])
+    journaled = "SELECT DISTINCT xmin::text FROM journal WHERE event LIKE 'confirm%' OR event LIKE 'cancel%'"
+    stored = "SELECT xmin::text FROM idempotency_keys WHERE key = 'only once'"
+    assert await rows(service, journaled) == await rows(service, stored)
 
 
 async def test_one_that_is_not_said_to_be_automatic_is_manual(api: Api) -> None:

@@ -94,7 +94,9 @@ class _WayOut:
 
     async def reply(self, reply: Reply) -> None:
         """Answer with one of our replies."""
-        headers = [*headers_of(reply), (b"content-length", b"%d" % len(reply.body))]
+        headers = headers_of(reply)
+        if reply.status != 204:  # which has no body, and must not say how long it is (RFC 9110, 8.6)
+            headers.append((b"content-length", b"%d" % len(reply.body)))
         await self({"type": "http.response.start", "status": reply.status, "headers": headers})
         await self({"type": "http.response.body", "body": reply.body})
 

@@ -115,6 +115,12 @@ async def test_a_reservation_says_what_it_is_from_its_try_on(holder: Holder) -> 
     assert msgspec.convert(shown["claim"], claim) == msgspec.convert(holder.sample.claim, claim)
 
 
+async def test_no_length_is_given_of_a_body_that_is_not_there(holder: Holder) -> None:
+    done = await holder.ask("put", await holder.reach("tried"))
+    assert (done.status, done.body) == (204, b"")
+    assert "content-length" not in done.headers
+
+
 async def test_extending_holds_longer_and_never_shorter(holder: Holder) -> None:
     id = await holder.reach("tried")
     ends = [datetime.fromisoformat((await holder.shown(id))["expires_at"])]

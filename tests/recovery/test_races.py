@@ -19,8 +19,9 @@ from tcc.ids import new_id
 from tcc.machine import Event, Reason, State
 from tcc.reservations import Tries
 from tcc.service import Service
-from tests.client import Api, serving, whole_order
+from tests.client import Answer, Api, serving, whole_order
 from tests.conftest import OpenService
+from tests.gateways.process import SandboxProcess
 from tests.recovery.scenes import (
     CONTEXT,
     TENANT,
@@ -124,6 +125,33 @@ async def test_of_confirm_cancel_and_expire_of_a_transaction_at_the_same_instant
         sold += winner is Event.CONFIRM
     assert await shelf(services[0], "MUG") == (ROUNDS - sold, 0, sold)
     assert await broken(services[0]) == []
+
+
+async def test_orders_told_to_confirm_and_to_cancel_at_once_by_two_processes_do_one_of_them_whole(
+    start_service: OpenService, sandbox: SandboxProcess
+) -> None:
+    services = start_service(), start_service()
+    await put_stock(services[0], "MUG", 24)
+    async with serving(services[0]) as one, serving(services[1]) as other:
+        held = [(await one.order("MUG", confirm="manual")).json["id"] for _ in range(24)]
+
+        async def tell(api: Api, id: str, what: str) -> Answer:
+            return await api.post(f"/v1/transactions/{id}/{what}", key=f"{what} {id}")
+
+        asked = [(api, id, what) for id in held for api, what in ((one, "confirm"), (other, "cancel"))]
+        random.shuffle(asked)
+        answers = await asyncio.gather(*(tell(*each) for each in asked))
+        told = {(id, what): answer for (_, id, what), answer in zip(asked, answers, strict=True)}
+        for id in held:
+            confirmed, cancelled = told[id, "confirm"], told[id, "cancel"]
+            shown = (await one.get(f"/v1/transactions/{id}?wait=10")).json
+            end = "confirmed" if confirmed.status < 300 else "cancelled"
+            loser = cancelled if end == "confirmed" else confirmed
+            assert (loser.status, loser.code) == (409, f"already_{end}")
+            assert (shown["state"], {branch["state"] for branch in shown["branches"]}) == (end, {end})
+        again = await asyncio.gather(*(tell(*each) for each in asked))
+    assert [answer.body for answer in again] == [answer.body for answer in answers]
+    assert await broken(services[0], reconcile=True) == []
 
 
 async def test_try_and_cancel_of_one_id_at_once_leave_nothing_held(start_service: OpenService) -> None:

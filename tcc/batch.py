@@ -1,12 +1,12 @@
 """The batcher: many commands, one database transaction.
 
 Whoever wants a change of state submits a `Group`: commands that are applied in their order, in one transaction, each
-only if the one before it came out well. A lane takes what has queued up while its last batch was running, applies all
+only if the one before it came out well. A runner takes what has queued up while its last batch was running, applies all
 of it with as few set-based statements as there are kinds of command in it, commits, and only then answers. No timer:
 under load batches grow by themselves, and one hot row is updated once for many reservations.
 
 A batch that fails is retried in halves until the poisonous group stands alone. A caller that goes away doesn't undo
-its commands: they run in the lane's own task. The idea is PostgreSQL's group commit, one level up; TigerBeetle builds
+its commands: they run in the runner's own task. The idea is PostgreSQL's group commit, one level up; TigerBeetle builds
 a database on it.
 """
 
@@ -162,7 +162,7 @@ class Batcher:
             taken = self._take()
             try:
                 await self._settle(taken, runner)
-            except Exception as error:  # a lane that dies would hang everybody: tell these, and go on
+            except Exception as error:  # a runner that dies would hang everybody: tell these, and go on
                 log.exception("batch_failed", database=self.database.name)
                 self._fail(taken, error)
         await self._drop(runner)

@@ -25,7 +25,7 @@ APPLICATION: Final = "faults"
 
 JITTER_SECONDS: Final = 0.05
 WAVE: Final = 25
-"""Rounds that expire together. An API has one lane for decisions, which one locked row holds up: of each wave and API,
+"""Rounds that expire together. An API has two runners for its batches, which locked rows hold up: of each wave and API,
 all locks are released at one moment."""
 STAGGER_SECONDS: Final = 0.2
 """Between two waves, so that the locks of one don't hold up the confirms of the next."""

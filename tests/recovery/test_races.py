@@ -308,7 +308,7 @@ async def test_a_poisonous_group_is_refused_alone(service: Service) -> None:
 
 
 async def test_a_claim_that_repeats_a_line_is_decided_rather_than_looked_at_for_ever(service: Service) -> None:
-    """The edge refuses such claims; a lane that met one all the same must not turn round and round."""
+    """The edge refuses such claims; a runner that met one all the same must not turn round and round."""
     await put_stock(service, "MUG", 5)
     command = Try(
         tenant_id=TENANT,
@@ -326,7 +326,7 @@ async def test_a_claim_that_repeats_a_line_is_decided_rather_than_looked_at_for_
 
 
 async def test_a_command_applied_again_after_its_commit_was_not_heard_is_a_repeat(service: Service) -> None:
-    """The connection is lost in COMMIT, which went through: the lane applies the same commands once more."""
+    """The connection is lost in COMMIT, which went through: the runner applies the same commands once more."""
     trying = (await hold(service, "payments", card())).view
     assert trying is not None
     answered = await service.stores.external("payments").ask(trying, tenant_id=TENANT, attempt=1)

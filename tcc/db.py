@@ -153,6 +153,20 @@ async def _telling(name: str) -> AsyncIterator[None]:
         raise Unavailable("database_unavailable", f"{name} can't be reached now.") from error
 
 
+@asynccontextmanager
+async def _lent(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection of a pool, which doesn't get it back when it was lost."""
+    connection = await engine.connect()
+    try:
+        yield connection
+    except Exception as error:
+        if failure_of(error) is Failure.LOST:
+            await connection.invalidate()
+        raise
+    finally:
+        await connection.close()
+
+
 class Database:
     """One PostgreSQL database: small pools for queries and transactions, and connections of their own for batches."""
 
@@ -237,16 +251,8 @@ class Database:
 
     async def commit(self, statement: TextClause, parameters: dict[str, Any]) -> list[Any]:
         """Run one statement, planned as those of batches are, and commit it; its rows. Raises what the driver does."""
-        connection = await self.batches.connect()
-        try:
-            async with self.batch(connection):
-                return await fetch(connection, statement, parameters)
-        except Exception as error:
-            if failure_of(error) is Failure.LOST:
-                await connection.invalidate()
-            raise
-        finally:
-            await connection.close()
+        async with _lent(self.batches) as connection, self.batch(connection):
+            return await fetch(connection, statement, parameters)
 
     async def read(self, statement: TextClause, parameters: dict[str, Any] | None = None) -> list[Any]:
         """Run a query that changes nothing, and take all its rows: one statement, in no transaction of its own.
@@ -279,19 +285,12 @@ class Database:
         return await self._lookups[statement.text].rows(keys)
 
     async def _query(self, statement: TextClause, parameters: dict[str, Any]) -> list[Any]:
-        connection = await self.queries.connect()
-        try:
+        async with _lent(self.queries) as connection:
             if self._told_reads is None:
                 return await fetch(connection, statement, parameters)
             async with driver_of(connection).transaction(readonly=True):
                 await fetch(connection, self._told_reads, {})
                 return await fetch(connection, statement, parameters)
-        except Exception as error:
-            if failure_of(error) is Failure.LOST:
-                await connection.invalidate()
-            raise
-        finally:
-            await connection.close()
 
     async def survey(self, statement: TextClause, parameters: dict[str, Any]) -> list[Row[Any]]:
         """Run a query over whole tables, without a time limit. Raises `Unavailable` when the database is away."""

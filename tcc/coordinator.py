@@ -22,6 +22,7 @@ from tcc import reads
 from tcc.asking import Asking, fields
 from tcc.batch import Batcher
 from tcc.commands import (
+    DONE,
     Begin,
     BranchPlan,
     Command,
@@ -242,29 +243,43 @@ class Coordinator:
     ) -> Begun:
         """Confirm or cancel a transaction, with as many steps of its branches as the same commit can take.
 
-        What is returned is to be driven on; there is no transaction where nothing was decided, or a database couldn't
-        be read. `refused`, or `reply` as soon as it gives one, is stored under `claim`.
+        What is returned is to be driven on; there is no transaction where this did not decide, or could not read it.
+        `refused`, or `reply` as soon as it gives one, is stored under `claim`.
         """
-        try:
-            known = await self.load(context.tenant_id, id)
-        except (Rejected, Unavailable):  # what can't be read can be decided all the same; its branches follow later
+        known = await self._at_home(context.tenant_id, id)
+        decided = known and TRANSACTION.target(event, known.view.state)
+        if known is None or decided is None:  # to be decided all the same, as it may have moved; branches follow later
             render = lambda outcomes: None if outcomes[0].ok else refused(outcomes[0])  # noqa: E731
             return Begun(None, await self.decide(context, id, event, reason=reason, claim=claim, render=render))
         view = known.view
-        steps: tuple[Step, ...] = (MoveWhole(event, reason),)
-        if decided := TRANSACTION.target(event, view.state):
-            of = self._known(decided, view.confirm == "auto", False, known.branches)
-            steps += self._stretch(of, (), self._stores.home)
+        of = self._known(decided, view.confirm == "auto", False, known.branches)
+        steps: tuple[Step, ...] = (MoveWhole(event, reason), *self._stretch(of, (), self._stores.home))
         plans = [branch.plan for branch in known.branches]
         commands = [self._command(context, step, id, plans, 0, view.reference) for step in steps]
 
+        def learned(outcomes: Sequence[Outcome[Any]]) -> Transaction | None:
+            # Where somebody else has decided since it was read, what was read of its branches is out of date as well.
+            return _learned(known, steps, outcomes) if outcomes[0].code == DONE else None
+
         def render_all(outcomes: Sequence[Outcome[Any]]) -> Reply | None:
-            return reply(_learned(known, steps, outcomes)) if outcomes[0].ok else refused(outcomes[0])
+            if not outcomes[0].ok:
+                return refused(outcomes[0])
+            transaction = learned(outcomes)
+            return transaction and reply(transaction)
 
         result = await self._stores.home.submit(Group(commands=commands, claim=claim, render=render_all))
-        if result.held or not result.outcomes[0].ok:
-            return Begun(None, result)
-        return Begun(_learned(known, steps, result.outcomes), result)
+        return Begun(None if result.held else learned(result.outcomes), result)
+
+    async def _at_home(self, tenant_id: str, id: UUID) -> Transaction | None:
+        """A transaction all of whose branches are in the coordinator's own database, as it is read there. None where
+        that isn't so: a decision waits for no other database."""
+        try:
+            found = await reads.transaction(self._stores.home.database, tenant_id, id)
+            if found and all(self._stores.of(plan.resource) is self._stores.home for plan in found[0].plans()):
+                return (await self.complete(tenant_id, [found[0]]))[0]
+        except Unavailable:
+            pass
+        return None
 
     async def retry(self, context: Context, id: UUID) -> Result:
         """Take up again what waited for a person, its branches first. Raises `Rejected` (`not_found`)."""

@@ -40,15 +40,15 @@ class Lookups:
         while taken := self._take():
             try:
                 found = await self._query([key for asked in taken for key in asked.keys])
-            except Exception as error:  # noqa: BLE001 - it is told to those who asked
+                owners = [asked for asked in taken for _ in asked.keys]
+                rows: dict[int, Rows] = {id(asked): [] for asked in taken}
+                for row in found:
+                    rows[id(owners[row[0] - 1])].append(row)
+            except BaseException as error:  # noqa: BLE001 - it is told to those who asked, who would wait for ever
                 for asked in taken:
                     if not asked.future.done():
-                        asked.future.set_exception(error)
+                        asked.future.set_exception(error if isinstance(error, Exception) else ConnectionError())
                 continue
-            owners = [asked for asked in taken for _ in asked.keys]
-            rows: dict[int, Rows] = {id(asked): [] for asked in taken}
-            for row in found:
-                rows[id(owners[row[0] - 1])].append(row)
             for asked in taken:
                 if not asked.future.done():
                     asked.future.set_result(rows[id(asked)])

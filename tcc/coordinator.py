@@ -247,7 +247,7 @@ class Coordinator:
         `refused`, or `reply` as soon as it gives one, is stored under `claim`.
         """
         known = await self._at_home(context.tenant_id, id)
-        decided = known and TRANSACTION.target(event, known.view.state)
+        decided = TRANSACTION.target(event, known.view.state) if known else None
         if known is None or decided is None:  # to be decided all the same, as it may have moved; branches follow later
             render = lambda outcomes: None if outcomes[0].ok else refused(outcomes[0])  # noqa: E731
             return Begun(None, await self.decide(context, id, event, reason=reason, claim=claim, render=render))
@@ -265,7 +265,7 @@ class Coordinator:
             if not outcomes[0].ok:
                 return refused(outcomes[0])
             transaction = learned(outcomes)
-            return transaction and reply(transaction)
+            return reply(transaction) if transaction else None
 
         result = await self._stores.home.submit(Group(commands=commands, claim=claim, render=render_all))
         return Begun(None if result.held else learned(result.outcomes), result)

@@ -157,6 +157,27 @@ async def test_orders_told_to_confirm_and_to_cancel_at_once_by_two_processes_do_
     assert await broken(services[0]) == []
 
 
+async def test_whoever_confirms_as_soon_as_it_may_be_is_confirmed(
+    start_service: OpenService, sandbox: SandboxProcess
+) -> None:
+    driver, service = start_service(), start_service()
+    await put_stock(driver, "MUG", 40)
+    async with serving(service) as api:
+
+        async def eager() -> tuple[str, str | None]:
+            begun = await begin(driver, whole_order("MUG"), confirm="manual")
+            path = f"/v1/transactions/{begun.view.id}"
+            driving = asyncio.create_task(driver.coordinator.drive(CONTEXT, begun, patience_seconds=5))
+            while (await api.post(f"{path}/confirm")).status == 409:
+                pass
+            await driving
+            shown = (await api.get(f"{path}?wait=5")).json
+            return shown["state"], shown["attention"]
+
+        assert set(await asyncio.gather(*(eager() for _ in range(40)))) == {("confirmed", None)}
+    assert sandbox and await broken(service) == []
+
+
 async def test_try_and_cancel_of_one_id_at_once_leave_nothing_held(start_service: OpenService) -> None:
     one, other = start_service(), start_service()
     await put_stock(one, "MUG", ROUNDS)

@@ -86,8 +86,8 @@ class Batcher:
         metrics: Metrics,
         *,
         lease_seconds: float,
-        batch: int = 64,
-        queue: int = 320,
+        batch: int,
+        queue: int,
     ) -> None:
         self.database = database
         self._statements = Statements(resources, lease_seconds=lease_seconds)

@@ -97,7 +97,7 @@ Wake = Callable[[str, UUID, float], None]
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """What became of a request, and the transaction to drive on; None where somebody else holds the idempotency key."""
+    """What became of a request, and the transaction to drive on, if there is one: see `begin` and `conclude`."""
 
     transaction: Transaction | None
     result: Result

@@ -282,7 +282,7 @@ def expire_sql(resource: str, effects: Effects) -> str:
         "event": f"'{Event.EXPIRE}'",
         "reason": f"'{Reason.EXPIRED}'",
     }
-    types = dict(column.split() for column in f"{_MOVE_COLUMNS}{_BRANCH_COLUMNS}".replace("\n", " ").split(","))
+    types = dict(column.split() for column in (_MOVE_COLUMNS + _BRANCH_COLUMNS).split(","))
     command = ", ".join(f"{given.get(name, f'CAST(NULL AS {type_})')} AS {name}" for name, type_ in types.items())
     locked = [
         f"""due AS MATERIALIZED (

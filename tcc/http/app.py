@@ -13,7 +13,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import ScalarRenderPlugin
 
 from tcc.errors import CODES, FieldError, Rejected, TccError
-from tcc.http.direct import Direct
+from tcc.http.direct import Direct, Handler
 from tcc.http.draining import Draining
 from tcc.http.edge import Edge
 from tcc.http.health import health_handlers
@@ -80,9 +80,7 @@ def build_app(
     on_error, on_http = _error_handlers(service, replies)
     transactions = TransactionRoutes(service, replies)
     reservations = [(ReservationRoutes(service, resource, replies), resource) for resource in resources]
-    beginning = {try_path(resource): routes.try_ for routes, resource in reservations} | {
-        BEGIN_PATH: transactions.begin
-    }
+    beginning: dict[str, Handler] = {BEGIN_PATH: transactions.begin}
     others = transactions.direct()
     for routes, resource in reservations:
         beginning[try_path(resource)] = routes.try_

@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tcc.commands import DONE, MoveTransaction, Try
 from tcc.db import Database, Failure, failure_of
 from tcc.errors import OutcomeUnknown, Overloaded, TccError, Unavailable
-from tcc.groups import Group, Result, Statements, apply_groups
+from tcc.groups import Group, Kinds, Result, Surprise, apply_as_foreseen, apply_groups
 from tcc.machine import TERMINAL, State
 from tcc.metrics import Metrics
 from tcc.resource import Resource
@@ -49,6 +49,10 @@ time that there is for each. What is halved since the server refuses it is tried
 WAIT_SECONDS: Final = 5.0
 """How long a group may wait to be taken. After that its caller is told that nothing was done, which is then so."""
 
+
+SURPRISE: Final = 0.1
+MANY_SURPRISES: Final = 0.3
+"""About this share of the last ten batches: to try the short way in vain costs more than what it saves then."""
 
 FOLLOW_UP: Final = 16
 """For each group that may wait before no more may be begun, so many moves: what is begun is let go on."""
@@ -90,7 +94,7 @@ class Batcher:
         queue: int,
     ) -> None:
         self.database = database
-        self._statements = Statements(resources, lease_seconds=lease_seconds)
+        self._kinds = Kinds(resources, lease_seconds=lease_seconds)
         self._metrics = metrics
         self._batch = batch
         self._limit = queue
@@ -101,6 +105,8 @@ class Batcher:
         self._clock = asyncio.get_running_loop().time
         self._refusing: asyncio.TimerHandle | None = None
         self._closing = False
+        self._surprises = {True: 0.0, False: 0.0}
+        """How much batches of tries, and of moves, came out other than foreseen of late."""
         self._connections: list[AsyncConnection | None] = [None] * RUNNERS
         self._tasks = [asyncio.create_task(self._run(n), name=f"batch {n} of {database.name}") for n in range(RUNNERS)]
 
@@ -277,12 +283,31 @@ class Batcher:
         if connection is None:
             connection = self._connections[runner] = await self.database.batches.connect()
         try:
-            async with self.database.batch(connection):
-                return await apply_groups(connection, groups, self._statements)
+            return await self._apply(connection, groups)
         except Exception as error:
             if failure_of(error) is Failure.LOST:
                 await self._drop(runner, broken=True)
             raise
+
+    async def _apply(self, connection: AsyncConnection, groups: Sequence[Group]) -> list[Result]:
+        """Apply and commit groups: in one call, if they come out as foreseen, or else in a transaction that stays open
+        while their replies are written. What surprises often, since something is sold out, isn't tried in vain."""
+        tries = groups[0].tries()
+        if not self.database.at_once:
+            pass
+        elif self._surprises[tries] > MANY_SURPRISES:
+            self._surprises[tries] *= 1 - SURPRISE / 10
+        else:
+            try:
+                results = await apply_as_foreseen(connection, groups, self._kinds)
+            except Surprise:
+                self._surprises[tries] += SURPRISE
+            else:
+                self._surprises[tries] *= 1 - SURPRISE
+                if results is not None:
+                    return results
+        async with self.database.batch(connection):
+            return await apply_groups(connection, groups, self._kinds)
 
     async def _drop(self, runner: int, *, broken: bool = False) -> None:
         connection, self._connections[runner] = self._connections[runner], None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any, Generic, TypeVar
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -155,6 +156,20 @@ DONE = "done"
 REPEATED = "repeated"
 
 View = TypeVar("View")
+
+
+class Foreseen(msgspec.Struct, frozen=True):
+    """What a command leaves behind if the row that it moves is as it was when it was `seen`: its `updated_at` then.
+
+    In the view, as in `seen` if it is this batch itself that was to leave the row so, `MOMENT` stands for the time.
+    """
+
+    view: Any
+    seen: datetime | None = None
+
+
+MOMENT: Final = datetime(1, 1, 1, tzinfo=UTC) + timedelta(microseconds=secrets.randbelow(10**16))
+"""Stands for the time, in what is written before it is known: a moment that nobody would name."""
 
 
 class Outcome(msgspec.Struct, Generic[View], frozen=True):

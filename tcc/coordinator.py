@@ -18,7 +18,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from tcc import reads
+from tcc import reads, reservations, transactions
 from tcc.asking import Asking, fields
 from tcc.batch import Batcher
 from tcc.commands import (
@@ -27,6 +27,7 @@ from tcc.commands import (
     BranchPlan,
     Command,
     Context,
+    Foreseen,
     Move,
     MoveTransaction,
     Outcome,
@@ -267,7 +268,9 @@ class Coordinator:
             transaction = learned(outcomes)
             return reply(transaction) if transaction else None
 
-        result = await self._stores.home.submit(Group(commands=commands, claim=claim, render=render_all))
+        foreseen = _foreseen(known, steps, commands)
+        group = Group(commands=commands, claim=claim, render=render_all, foreseen=foreseen)
+        result = await self._stores.home.submit(group)
         return Begun(None if result.held else learned(result.outcomes), result)
 
     async def _at_home(self, tenant_id: str, id: UUID) -> Transaction | None:
@@ -401,10 +404,12 @@ class Coordinator:
                 or self._command(context, step, view.id, plans, ttl_seconds, view.reference, cap)
                 for step in part.steps
             ]
+            foreseen = _foreseen(transaction, part.steps, commands)
             if not part.whole or reply is None:
-                return await part.place.submit(Group(commands=commands))
+                return await part.place.submit(Group(commands=commands, foreseen=foreseen))
             render = lambda outcomes: reply(_learned(transaction, part.steps, outcomes))  # noqa: E731
-            return await part.place.submit(Group(commands=commands, answers=answers, render=render))
+            group = Group(commands=commands, answers=answers, render=render, foreseen=foreseen)
+            return await part.place.submit(group)
 
         questions = [self._asking.ask(context, there) for index in asks if (there := branches[index].view)]
         tasks = [*(submit(part) for part in parts), *questions]
@@ -547,6 +552,24 @@ def _answer_to(step: Step, prepared: Mapping[int, Move]) -> Move | None:
     """The command that an answer from outside has already been turned into, if it is this step's."""
     move = prepared.get(step.branch.index) if isinstance(step, MoveBranch) else None
     return move if move and isinstance(step, MoveBranch) and move.event is step.event else None
+
+
+def _foreseen(transaction: Transaction, steps: Sequence[Step], commands: Sequence[Any]) -> Sequence[Foreseen] | None:
+    """What commands leave behind if nobody else moves anything before; None where there is no saying."""
+    foreseen: list[Foreseen] = []
+    whole, branches = transaction.view, [branch.view for branch in transaction.branches]
+    for step, command in zip(steps, commands, strict=True):
+        after = None
+        if isinstance(step, MoveWhole):
+            after = transactions.foresee(whole, command)
+            whole = after.view if after else whole
+        elif isinstance(step, MoveBranch) and (before := branches[step.branch.index]):
+            after = reservations.foresee(before, command, external=step.branch.external)
+            branches[step.branch.index] = after.view if after else before
+        if after is None:
+            return None
+        foreseen.append(after)
+    return foreseen
 
 
 def _learned(

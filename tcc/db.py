@@ -225,6 +225,11 @@ class Database:
             hide_parameters=True,  # errors are logged, and claims are nobody's business there
         )
 
+    @property
+    def at_once(self) -> bool:
+        """Whether a statement may be a transaction of its own: nothing has to be said before it."""
+        return self._told_batches is None
+
     @asynccontextmanager
     async def batch(self, connection: AsyncConnection) -> AsyncIterator[None]:
         """A transaction for `fetch`, on a connection of `batches`."""

@@ -78,6 +78,11 @@ class DoomedDatabase(Database):
         super().__init__(url, application=application, pooler=pooler)
         self._failpoints = failpoints
 
+    @property
+    def at_once(self) -> bool:
+        """No: there is nothing between what a call does and its commit, where to die."""
+        return False
+
     @asynccontextmanager
     async def batch(self, connection: AsyncConnection) -> AsyncIterator[None]:
         """A batch, with death before or after its COMMIT."""

@@ -7,15 +7,23 @@ statements as there are kinds of command in them (`tcc.batch` decides who shares
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import Any, Final, Protocol
+from datetime import datetime
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tcc import idempotency, transactions
-from tcc.commands import Begin, Command, Move, MoveTransaction, Outcome, Try
+from tcc import idempotency, reservations, transactions
+from tcc.commands import DONE, MOMENT, Begin, Command, Foreseen, Move, MoveTransaction, Outcome, Try
+from tcc.db import Conflict
 from tcc.idempotency import Claim, Held, KeyRef, Reply
-from tcc.reservations import AGAIN, Moves, Tries
+from tcc.machine import State
+from tcc.procedure import BEGIN, LOCK, MOVE_TRANSACTION, Procedure, Step, move_kind, try_kind
+from tcc.promises import Promise
+from tcc.reservations import BODY, HOW, ORD
 from tcc.resource import Resource
 
 Render = Callable[[Sequence[Outcome[Any]]], Reply | None]
@@ -34,13 +42,16 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     next to it that the same statement takes.
 
     `claim` is the idempotency key that the request came with: if somebody holds it already, nothing is applied.
-    `render` makes the reply that is stored, in the same transaction, under `claim` or `answers`.
+    `render` makes the reply that is stored, in the same transaction, under `claim` or `answers`; without either, there
+    is none.
     """
 
     commands: Sequence[Command]
     claim: Claim | None = None
     answers: KeyRef | None = None
     render: Render | None = None
+    foreseen: Sequence[Foreseen] | None = None
+    """What each command leaves behind if all goes well; None where that can't be known before."""
 
     def touches(self) -> set[Hashable]:
         """What no two groups of one batch may share, since one statement can't change a row twice."""
@@ -70,36 +81,58 @@ class Result(msgspec.Struct, frozen=True):
     held: Held | None = None
 
 
-class Applier(Protocol):
-    """Applies commands of one kind, of one resource, in one statement."""
+Read = Callable[[Sequence[Any], Sequence[Foreseen | None], Sequence[Any]], Sequence[Outcome[Any]]]
+"""The outcomes of a step's commands, in their order, from what was foreseen and its rows; of no meaning for a command
+that was left out."""
 
-    async def apply(self, connection: AsyncConnection, commands: Sequence[Any]) -> list[Outcome[Any]]: ...
+
+class Kind(NamedTuple):
+    """How commands of one rank are applied, by the procedure's name for them, and what became of them is read."""
+
+    name: str
+    read: Read
+    foresee: Callable[[Any, datetime], Any] | None = None
+    """What such a command leaves behind if all goes well, at a time; None where that depends on what is there."""
 
 
-class Statements:
-    """Which statement applies a command, and in which order statements come in a transaction."""
+class Kinds:
+    """Which kind a command is, and in which order kinds come in a transaction."""
 
     def __init__(self, resources: Sequence[Resource], *, lease_seconds: float) -> None:
-        self._appliers: dict[Rank, Applier] = {
-            (0, False): transactions.Begins(),
-            (0, True): transactions.TransactionMoves(lease_seconds=lease_seconds),
+        self.procedure = Procedure(resources)
+        self.lease_seconds = lease_seconds
+        self.by_rank: dict[Rank, Kind] = {
+            (0, False): Kind(BEGIN, transactions.begun, transactions.as_asked),
+            (0, True): Kind(MOVE_TRANSACTION, transactions.moved_transactions),
         }
         self._ranks: dict[tuple[type[Command], str | None], Rank] = {
             (Begin, None): (0, False),
             (MoveTransaction, None): (0, True),
         }
         for number, resource in enumerate(resources, start=1):
-            self._appliers[number, False] = Tries(resource, lease_seconds=lease_seconds)
-            self._appliers[number, True] = Moves(resource, lease_seconds=lease_seconds)
+            held = State.TRYING if resource.external else State.TRIED
+            self.by_rank[number, False] = Kind(
+                try_kind(resource.name),
+                partial(reservations.tried, held=held),
+                partial(reservations.as_asked, state=held),
+            )
+            self.by_rank[number, True] = Kind(move_kind(resource.name), reservations.moved_reservations)
             self._ranks[Try, resource.name] = (number, False)
             self._ranks[Move, resource.name] = (number, True)
 
     def ranks(self, commands: Sequence[Command]) -> tuple[Rank, ...]:
         return tuple([self._ranks[type(command), getattr(command, "resource", None)] for command in commands])
 
-    async def apply(self, connection: AsyncConnection, rank: Rank, commands: Sequence[Command]) -> list[Outcome[Any]]:
-        """Apply commands of one rank."""
-        return await self._appliers[rank].apply(connection, commands)
+    def foresee(self, group: Group) -> Sequence[Outcome[Any]] | None:
+        """The outcomes of a group if all goes well, with `MOMENT` for the time, or None."""
+        if group.foreseen is not None:
+            views = [foreseen.view for foreseen in group.foreseen]
+        else:
+            ways = [self.by_rank[rank].foresee for rank in self.ranks(group.commands)]
+            if not all(ways):
+                return None
+            views = [way(command, MOMENT) for way, command in zip(ways, group.commands, strict=True) if way]
+        return [Outcome(DONE, view, MOMENT) for view in views]
 
 
 class _Running:
@@ -107,81 +140,167 @@ class _Running:
 
     def __init__(self, group: Group, ranks: tuple[Rank, ...]) -> None:
         self.group = group
+        self._foreseen: Sequence[Foreseen | None] = group.foreseen or [None] * len(group.commands)
         self.left = ranks
-        """Of the commands that are ahead of us."""
+        """Of the commands that aren't in a step yet."""
         self.outcomes: list[Outcome[Any]] = []
-        """Of the commands that are behind us."""
         self.held: Held | None = None
         self.known = group.claim is None
         """Whether the key that the reply goes under, if any, has its row already."""
-        self._run: list[Outcome[Any] | None] = []
-        """Of the commands that are applied together now; None for those that are yet to be, for the first time or
-        since they were answered `again`."""
+        self.stopped = False
+        self.last = 0
+        """The number of the step that its last command is in."""
 
-    def next(self) -> list[Command]:
-        """The commands to apply now: all in a row that one statement can take."""
-        start, commands = len(self.outcomes), self.group.commands
-        if not self._run:
-            length, rank = 1, self.left[0]
-            while length < len(self.left) and self.left[length] == rank:
-                if any(commands[start + length].id == commands[start + n].id for n in range(length)):
-                    break
-                length += 1
-            self._run = [None] * length
-        return [commands[start + n] for n, outcome in enumerate(self._run) if outcome is None]
+    def next(self, number: int) -> tuple[Sequence[Command], Sequence[Foreseen | None]]:
+        """The commands of the step with this number: all in a row that one statement can take."""
+        commands, foreseen = self.group.commands[-len(self.left) :], self._foreseen[-len(self.left) :]
+        length, rank = 1, self.left[0]
+        while length < len(self.left) and self.left[length] == rank:
+            if any(commands[length].id == commands[n].id for n in range(length)):
+                break
+            length += 1
+        self.left = self.left[length:]
+        self.last = number
+        return commands[:length], foreseen[:length]
 
     def take(self, outcomes: Sequence[Outcome[Any]]) -> None:
-        """What became of the commands that `next` gave."""
-        due = iter(outcomes)
-        run = [outcome or next(due) for outcome in self._run]
-        if any(outcome.code == AGAIN for outcome in run):
-            self._run = [None if outcome.code == AGAIN else outcome for outcome in run]
-            return
-        self.outcomes += run
-        self.left = self.left[len(run) :] if all(outcome.ok for outcome in run) else ()
-        self._run = []
+        """What became of its commands in one step. One that failed stops those of later steps."""
+        if not self.stopped:
+            self.outcomes += outcomes
+            self.stopped = not all(outcome.ok for outcome in outcomes)
 
 
-async def apply_groups(connection: AsyncConnection, groups: Sequence[Group], statements: Statements) -> list[Result]:
+class _Stage(NamedTuple):
+    """A step, and whose commands are in it, how many of each."""
+
+    number: int
+    commands: Sequence[Command]
+    foreseen: Sequence[Foreseen | None]
+    read: Read
+    members: Sequence[tuple[_Running, int]]
+
+
+async def apply_groups(connection: AsyncConnection, groups: Sequence[Group], kinds: Kinds) -> list[Result]:
     """Apply groups in the transaction that `connection` is in; the caller commits.
 
     Statement after statement, each for all groups that have come to it (see `next_rank`).
     """
-    running = [_Running(group, statements.ranks(group.commands)) for group in groups]
-    await _look_up(connection, running)
-    late = [c for r in running for c in r.group.commands[1:] if isinstance(c, MoveTransaction) and r.left]
-    if late:
-        await transactions.lock(connection, [(c.tenant_id, c.id) for c in late])
-    bound = 3 * sum(len(group.commands) for group in groups) + 10
-    while active := [r for r in running if r.left]:
-        rank = next_rank({r.left for r in active})
-        chosen = [(r, r.next()) for r in active if r.left[0] == rank]
-        outcomes = iter(await statements.apply(connection, rank, [c for _, commands in chosen for c in commands]))
-        for r, commands in chosen:
-            r.take([next(outcomes) for _ in commands])
-        bound -= 1
-        if bound < 0:
-            raise RuntimeError("a command was answered `again` without end")
+    running, steps, stages = _planned(groups, kinds)
+    claims = [Promise(claim.ref, claim, n) for n, group in enumerate(groups) if (claim := group.claim)]
+    rows = []
+    if steps or claims:
+        rows = await kinds.procedure.apply(connection, steps, claims, lease_seconds=kinds.lease_seconds)
+    of_keys, of_stages = _split(stages, rows)
+    if of_keys:
+        await _look_up(connection, running, [claims[row[ORD] - 1].group for row in of_keys])
+    _take(of_stages)
     return await _answer(connection, running)
 
 
-async def _look_up(connection: AsyncConnection, running: Sequence[_Running]) -> None:
-    """Stop the groups whose idempotency key somebody holds.
+class Surprise(Exception):
+    """A group didn't come out as foreseen; nothing was done."""
+
+
+async def apply_as_foreseen(connection: AsyncConnection, groups: Sequence[Group], kinds: Kinds) -> list[Result] | None:
+    """Apply groups and store their replies, committed, in one call, if all that have a key come out as foreseen.
+
+    None where that can't be foreseen; raises `Surprise`. Nothing is done then.
+    """
+    running, steps, stages = _planned(groups, kinds)
+    promises: list[Promise] = []
+    watched: list[int] = []
+    for n, r in enumerate(running):
+        group = r.group
+        ref = group.claim.ref if group.claim else group.answers
+        if ref is None:
+            continue
+        reply = None
+        if group.render is not None:
+            watched.append(n)
+            if (outcomes := kinds.foresee(group)) is None:
+                return None
+            reply = group.render(outcomes)
+        first = group.commands[0] if group.commands else None
+        if reply is not None and (reply is FORGET or isinstance(first, Begin)):
+            return None  # what is begun has a time of its own
+        if group.claim or reply:
+            ttl_seconds = first.ttl_seconds if isinstance(first, Try) else 0.0
+            promises.append(Promise(ref, group.claim, n, reply, r.last, ttl_seconds))
+    rows = await kinds.procedure.apply(
+        connection, steps, promises, lease_seconds=kinds.lease_seconds, strict=True, watched=watched
+    )
+    if rows and rows[-1][HOW] == "unforeseen":
+        raise Surprise
+    replies: dict[int, Reply] = {}
+    of_keys, of_stages = _split(stages, rows)
+    _take(of_stages)
+    for row in of_keys:
+        promise = promises[row[ORD] - 1]
+        if promise.reply is not None:
+            replies[promise.group] = msgspec.structs.replace(promise.reply, body=bytes(row[BODY]))
+    return [Result(r.outcomes, replies.get(n)) for n, r in enumerate(running)]
+
+
+def _planned(groups: Sequence[Group], kinds: Kinds) -> tuple[list[_Running], list[Step], list[_Stage]]:
+    """The steps that apply groups, the stages that those of them are which have outcomes: the last ones."""
+    running = [_Running(group, kinds.ranks(group.commands)) for group in groups]
+    late = [
+        (n, {"tenant_id": command.tenant_id, "id": command.id})
+        for n, group in enumerate(groups)
+        for command in group.commands[1:]
+        if isinstance(command, MoveTransaction)
+    ]
+    steps = [Step(LOCK, [key for _, key in late], [n for n, _ in late], [None] * len(late))] if late else []
+    stages: list[_Stage] = []
+    left = list(enumerate(running))
+    while left := [(n, r) for n, r in left if r.left]:
+        rank = next_rank({r.left for _, r in left})
+        kind = kinds.by_rank[rank]
+        number = len(steps) + 1
+        members: list[tuple[_Running, int]] = []
+        commands: list[Command] = []
+        of: list[int] = []
+        foreseen: list[Foreseen | None] = []
+        for n, r in left:
+            if r.left[0] == rank:
+                these, foreseen_of_these = r.next(number)
+                members.append((r, len(these)))
+                commands += these
+                foreseen += foreseen_of_these
+                of += [n] * len(these)
+        steps.append(Step(kind.name, commands, of, [expected.seen if expected else None for expected in foreseen]))
+        stages.append(_Stage(number, commands, foreseen, kind.read, members))
+    return running, steps, stages
+
+
+def _split(stages: Sequence[_Stage], rows: Sequence[Any]) -> tuple[Sequence[Any], list[tuple[_Stage, Sequence[Any]]]]:
+    """The rows about keys, and those of each stage."""
+    rows_of = {number: list(of_step) for number, of_step in groupby(rows, itemgetter(0))}
+    return rows_of.get(0, ()), [(stage, rows_of.get(stage.number, ())) for stage in stages]
+
+
+def _take(of_stages: Sequence[tuple[_Stage, Sequence[Any]]]) -> None:
+    """Give groups their outcomes."""
+    for stage, rows in of_stages:
+        outcomes = iter(stage.read(stage.commands, stage.foreseen, rows))
+        for r, count in stage.members:
+            r.take([next(outcomes) for _ in range(count)])
+
+
+async def _look_up(connection: AsyncConnection, running: Sequence[_Running], found: Sequence[int]) -> None:
+    """Look at the keys of groups whose keys have rows. Those that somebody holds have stopped their groups.
 
     A key that our own first run of this batch has taken (the connection was lost in its COMMIT) is ours.
     """
-    claims = [(r, r.group.claim) for r in running if r.group.claim]
-    if not claims:
-        return
-    for (r, claim), held in zip(
-        claims, await idempotency.look(connection, [claim.ref for _, claim in claims]), strict=True
-    ):
+    claims = [(running[n], claim) for n in found if (claim := running[n].group.claim)]
+    there = await idempotency.look(connection, [claim.ref for _, claim in claims])
+    for (r, claim), held in zip(claims, there, strict=True):
         if held is None:
-            continue
+            raise Conflict("A key was forgotten while it was looked at.")
         r.known = True
         if held.reply is not None or held.token != claim.token:
             r.held = held
-            r.left = ()
+            r.stopped = True
 
 
 def next_rank(left: Collection[Sequence[Rank]]) -> Rank:
@@ -208,7 +327,7 @@ async def _answer(connection: AsyncConnection, running: Sequence[_Running]) -> l
     for r in running:
         claim = r.group.claim
         ref = claim.ref if claim else r.group.answers
-        reply = r.group.render(r.outcomes) if r.held is None and r.group.render is not None else None
+        reply = r.group.render(r.outcomes) if ref and r.held is None and r.group.render is not None else None
         replies.append((ref, reply))
         if claim and not r.known:
             if reply is not FORGET:

@@ -90,6 +90,7 @@ FROM unnest(CAST(:tenants AS text[]), CAST(:callers AS text[]), CAST(:operations
 JOIN idempotency_keys k USING (tenant_id, caller, operation, key)"""
 )
 
+
 _STORE = text(
     """
 UPDATE idempotency_keys k SET status = c.status, body = c.body, location = c.location
@@ -119,7 +120,8 @@ DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
 )
 
 
-def _columns(refs: Sequence[KeyRef]) -> dict[str, Any]:
+def key_columns(refs: Sequence[KeyRef]) -> dict[str, Any]:
+    """Keys as arrays, one for each column."""
     return {
         "tenants": [ref.tenant_id for ref in refs],
         "callers": [ref.caller for ref in refs],
@@ -131,7 +133,7 @@ def _columns(refs: Sequence[KeyRef]) -> dict[str, Any]:
 async def look(connection: AsyncConnection, refs: Sequence[KeyRef]) -> list[Held | None]:
     """What is stored under keys; None for a key that nobody holds."""
     found: list[Held | None] = [None] * len(refs)
-    for row in await fetch(connection, _LOOK, _columns(refs)):
+    for row in await fetch(connection, _LOOK, key_columns(refs)):
         reply = None if row.status is None else Reply(row.status, bytes(row.body), row.location)
         found[row.ord - 1] = Held(bytes(row.fingerprint), row.subject_id, row.token, reply, row.age_seconds)
     return found
@@ -142,7 +144,7 @@ async def keep(connection: AsyncConnection, claims: Sequence[tuple[Claim, Reply 
 
     Where somebody has taken one since, the server refuses, which is a conflict: another transaction came first.
     """
-    columns = _columns([claim.ref for claim, _ in claims])
+    columns = key_columns([claim.ref for claim, _ in claims])
     columns["fingerprints"] = [claim.fingerprint for claim, _ in claims]
     columns["subjects"] = [claim.subject_id for claim, _ in claims]
     columns["tokens"] = [claim.token for claim, _ in claims]
@@ -160,7 +162,7 @@ def _replies(replies: Sequence[Reply | None]) -> dict[str, Any]:
 async def store(connection: AsyncConnection, replies: Mapping[KeyRef, Reply]) -> dict[KeyRef, Reply]:
     """Store replies; what the keys have now. A key that has a reply keeps it; only then is it looked at."""
     refs = sorted(replies)
-    columns = _columns(refs) | _replies([replies[ref] for ref in refs])
+    columns = key_columns(refs) | _replies([replies[ref] for ref in refs])
     stored = {refs[row.ord - 1] for row in await fetch(connection, _STORE, columns)}
     others = [ref for ref in refs if ref not in stored]
     found = await look(connection, others) if others else []
@@ -170,7 +172,7 @@ async def store(connection: AsyncConnection, replies: Mapping[KeyRef, Reply]) ->
 
 async def release(connection: AsyncConnection, refs: Sequence[KeyRef]) -> None:
     """Forget keys whose request came to nothing, so that it can be mended and sent again."""
-    await fetch(connection, _RELEASE, _columns(refs))
+    await fetch(connection, _RELEASE, key_columns(refs))
 
 
 async def purge(connection: AsyncConnection, *, retention_seconds: float, limit: int) -> int:

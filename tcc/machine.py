@@ -128,6 +128,10 @@ class Machine(msgspec.Struct, frozen=True):
         )
         return msgspec.structs.replace(self, transitions=through)
 
+    def targets(self) -> dict[tuple[Event, State], State]:
+        """The state that an event leads to from another, where it may happen."""
+        return {(t.event, t.source): t.target for t in self.transitions}
+
     def guarded(self, guard: Guard) -> str:
         """The events that have a guard, as a SQL list. An event has the same one in whatever state it finds."""
         return ", ".join(f"'{event}'" for event in sorted({t.event for t in self.transitions if t.guard is guard}))
@@ -140,6 +144,14 @@ class Machine(msgspec.Struct, frozen=True):
             by_event[t.event] = by_event.get(t.event, "") + f" WHEN '{t.source}' THEN '{t.target}'"
         cases = "".join(f" WHEN '{name}' THEN CASE {source}{sources} END" for name, sources in by_event.items())
         return f"CASE {event}{cases} END"
+
+    def sql_satisfied(self, event: str, source: str) -> str:
+        """A SQL expression for whether the event in one column has already had its way in the state in another."""
+        by_event = {
+            name: ", ".join(f"'{state}'" for state in sorted(states)) for name, states in self.satisfied.items()
+        }
+        cases = "".join(f" WHEN '{name}' THEN {source} IN ({states})" for name, states in by_event.items())
+        return f"CASE {event}{cases} ELSE false END"
 
 
 def _everywhere(event: Event, *states: State) -> tuple[Transition, ...]:

@@ -1,28 +1,27 @@
-"""Applies Try and Move commands to the reservations of one resource, many at a time."""
+"""What became of Try and Move commands of reservations, read from the rows of the statements that applied them."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import TextClause, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tcc.commands import DONE, REPEATED, Move, Outcome, ReservationView, Try, View
-from tcc.db import Conflict, fetch
+from tcc.commands import DONE, MOMENT, REPEATED, Foreseen, Move, MoveTransaction, Outcome, ReservationView, Try, View
 from tcc.machine import RESERVATION, Event, Machine, Reason, State
-from tcc.resource import Resource
-from tcc.sql import bury_sql, found_sql, move_sql, try_sql
+from tcc.sql import ROW
 
-AGAIN = "again"
-"""The code of a command that must be applied once more in the same transaction: others came first."""
+_encode = msgspec.json.Encoder().encode
 
 STATES: Final = {state.value: state for state in State}
 
-_encode = msgspec.json.Encoder().encode
+# A row's columns by their position: by name, reading them costs as much as all else that is done with a batch here.
+_NOW, ORD, HOW, _SOURCE, _ALLOWED, _IN_TIME, _OWNED, _KEPT, _SAME, _DETAIL, BODY = map(
+    list(ROW).index, ("now", "ord", "how", "source", "allowed", "in_time", "owned", "kept", "same", "detail", "body")
+)
 
 
 def reservation_view(row: Sequence[Any]) -> ReservationView:
@@ -31,39 +30,58 @@ def reservation_view(row: Sequence[Any]) -> ReservationView:
     return ReservationView(resource, id, STATES[state], *rest)
 
 
-class Tries:
-    """The Try of one resource.
+def tried(
+    commands: Sequence[Try], _: Sequence[Foreseen | None], rows: Sequence[Any], held: State
+) -> list[Outcome[ReservationView]]:
+    """The outcomes of Tries, in their order; what they have come to where nothing stood against them is `held`. A
+    refusal's code is the resource's, or of `tcc.errors`."""
 
-    The statement says only what didn't go as it was asked for: what a reservation looks like that did, we know.
+    def refused(command: Try, row: Sequence[Any]) -> Outcome[ReservationView]:
+        code, now, detail = row[HOW], row[_NOW], row[_DETAIL]
+        view = as_asked(command, now, State.REFUSED, code, detail) if row[_KEPT] else None
+        return Outcome(code, view, now, detail)
+
+    return recorded(
+        commands,
+        rows,
+        lambda command, now: as_asked(command, now, held),
+        refused,
+        lambda row, now: _repeated(row[_SAME], reservation_view(row), now),
+    )
+
+
+def recorded(
+    commands: Sequence[Any],
+    rows: Sequence[Any],
+    as_asked: Callable[[Any, datetime], View],
+    refused: Callable[[Any, Sequence[Any]], Outcome[View]],
+    repeated: Callable[[Sequence[Any], datetime], Outcome[View]],
+) -> list[Outcome[View]]:
+    """The outcomes of commands that record something, in their order.
+
+    The rows name those that didn't go as they were asked for, and say when the others were recorded: what these look
+    like we know. Where a turn left some to be decided again, the next turn's rows follow, with a time of their own.
     """
-
-    def __init__(self, resource: Resource, *, lease_seconds: float) -> None:
-        self._sql = text(try_sql(resource.name, resource.effects, external=resource.external))
-        self._found_sql = text(found_sql(resource.name))
-        self._lease_seconds = lease_seconds
-        self._held = State.TRYING if resource.external else State.TRIED
-
-    async def apply(self, connection: AsyncConnection, commands: Sequence[Try]) -> list[Outcome[ReservationView]]:
-        """One outcome for each command, in their order. A refusal's code is the resource's, or of `tcc.errors`."""
-        parameters = {"commands": _encode(commands).decode(), "lease_seconds": self._lease_seconds}
-        rows = await fetch(connection, self._sql, parameters)
-        now = rows[0][0]
-        outcomes = [Outcome(DONE, _as_asked(command, self._held, now), now) for command in commands]
-        known = []
-        for _, ord, code, kept, detail in rows:
-            if code == "known":
-                known.append(ord - 1)
-            elif ord is not None:
-                view = _as_asked(commands[ord - 1], State.REFUSED, now, code, detail) if kept else None
-                outcomes[ord - 1] = Outcome(code, None if code == AGAIN else view, now, detail)
-        if known:
-            for row in await _find(connection, self._found_sql, [commands[n] for n in known]):
-                outcomes[known[row[0] - 1]] = _repeated(row[1], reservation_view(row), now)
-        return outcomes
+    outcomes: list[Any] = [None] * len(commands)
+    left: Sequence[int] = range(len(commands))
+    now: Any = None
+    for time, turn in groupby(rows, itemgetter(_NOW)):
+        if time is None:
+            for row in turn:
+                outcomes[row[ORD] - 1] = repeated(row, now)
+            continue
+        now = time
+        named = {row[ORD] - 1: row for row in turn if row[ORD] is not None}
+        for n in left:
+            outcomes[n] = (
+                refused(commands[n], named[n]) if n in named else Outcome(DONE, as_asked(commands[n], now), now)
+            )
+        left = [n for n, row in named.items() if row[HOW] == "again"]
+    return outcomes
 
 
-def _as_asked(
-    command: Try, state: State, now: datetime, reason: str | None = None, detail: Any = None
+def as_asked(
+    command: Try, now: datetime, state: State, reason: str | None = None, detail: Any = None
 ) -> ReservationView:
     """The reservation that a Try has just recorded."""
     expires_at = now + timedelta(seconds=command.ttl_seconds)
@@ -96,77 +114,80 @@ def _repeated(same: bool, view: ReservationView, now: datetime) -> Outcome[Reser
     return Outcome(code, view, now, view.detail)
 
 
-def verdict(machine: Machine, event: Event, row: Sequence[Any], found: Any) -> str:
-    """The code of what became of an event that moved nothing, from the row that one of the statements that move has
-    for it, and the view of what it found."""
-    _, _, _, before, allowed, in_time, owned, *_ = row
-    if not owned:
-        return "part_of_transaction"
-    if allowed and not in_time:
-        return "not_expired" if event is Event.EXPIRE else "expired"
-    return machine.code(event, STATES[before], found.reason)
-
-
-async def _find(connection: AsyncConnection, statement: TextClause, commands: Sequence[Any]) -> list[Any]:
-    """The rows that are there under the ids of commands: (ord, same, the reservation's columns)."""
-    return await fetch(connection, statement, {"commands": _encode(commands).decode()})
-
-
-async def moved(
+def moved(
     machine: Machine,
     commands: Sequence[Any],
+    foreseen: Sequence[Foreseen | None],
     rows: Sequence[Any],
     view: Callable[[Any], View],
-    find: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]],
 ) -> list[Outcome[View]]:
-    """The outcomes of events, in their order, from the rows of one of the statements that move.
-
-    Those that moved nothing aren't shown by the statement: `find` gives the rows of such commands.
-    """
-    now = rows[0][0]
-    outcomes = [Outcome[View]("not_found", None, now)] * len(commands)
-    others = []
+    """The outcomes of events, in their order. Those that no row names came out as they were foreseen."""
+    now = next((row[_NOW] for row in rows), None)
+    outcomes: list[Any] = [_at(expected, now) if expected else None for expected in foreseen]
+    found: dict[int, Any] = {}
     for row in rows:
-        if row[2] == "moved":
-            outcomes[row[1] - 1] = Outcome(DONE, view(row), now)
-        elif row[1] is not None:
-            others.append(row)
-    if others:
-        found = await find([commands[row[1] - 1] for row in others])
-        views = {there[0]: view(there) for there in found}
-        for n, row in enumerate(others, start=1):
-            code = verdict(machine, commands[row[1] - 1].event, row, views[n])
-            outcomes[row[1] - 1] = Outcome(code, views[n], now)
+        how = row[HOW]
+        if how is None:
+            continue
+        n = row[ORD] - 1
+        if how in ("moved", "buried"):
+            outcomes[n] = Outcome(DONE, view(row), row[_NOW])
+        elif how == "missing":
+            outcomes[n] = Outcome("not_found", None, row[_NOW])
+        elif how == "found":
+            found[n] = row
+        else:
+            seen = view(row)
+            outcomes[n] = Outcome(_verdict(machine, commands[n].event, found[n], seen), seen, found[n][_NOW])
     return outcomes
 
 
-class Moves:
-    """Every event of one resource's reservations."""
+def _at(foreseen: Foreseen, now: Any) -> Outcome[Any]:
+    return Outcome(DONE, msgspec.structs.replace(foreseen.view, updated_at=now), now)
 
-    def __init__(self, resource: Resource, *, lease_seconds: float) -> None:
-        self._sql = text(move_sql(resource.name, resource.effects, external=resource.external))
-        self._found_sql = text(found_sql(resource.name))
-        self._bury_sql = text(bury_sql(resource.name))
-        self._lease_seconds = lease_seconds
 
-    async def apply(self, connection: AsyncConnection, commands: Sequence[Move]) -> list[Outcome[ReservationView]]:
-        """One outcome for each command, in their order."""
-        parameters = {"commands": _encode(commands).decode(), "lease_seconds": self._lease_seconds}
-        rows = await fetch(connection, self._sql, parameters)
-        find = partial(_find, connection, self._found_sql)
-        outcomes = await moved(RESERVATION, commands, rows, reservation_view, find)
-        empty = [n for n, command in enumerate(commands) if command.event is Event.CANCEL and not outcomes[n].view]
-        if empty:
-            buried = await self._bury(connection, [commands[n] for n in empty])
-            for n, outcome in zip(empty, buried, strict=True):
-                outcomes[n] = outcome
-        return outcomes
+def _verdict(machine: Machine, event: Event, row: Sequence[Any], seen: Any) -> str:
+    """The code of what became of an event that moved nothing, from its row, and the view of what it found."""
+    if not row[_OWNED]:
+        return "part_of_transaction"
+    if row[_ALLOWED] and not row[_IN_TIME]:
+        return "not_expired" if event is Event.EXPIRE else "expired"
+    return machine.code(event, STATES[row[_SOURCE]], seen.reason)
 
-    async def _bury(self, connection: AsyncConnection, cancels: Sequence[Move]) -> list[Outcome[ReservationView]]:
-        """Leave tombstones for cancels of ids that were never tried."""
-        rows = await _find(connection, self._bury_sql, cancels)
-        if len(rows) < len(cancels):
-            # A Try of the same id committed after our snapshot. Its row comes before what we have locked by now.
-            raise Conflict("An id was tried while its cancel looked for it.")
-        views = {row[0]: reservation_view(row) for row in rows}
-        return [Outcome(DONE, views[n], views[n].updated_at) for n in range(1, len(cancels) + 1)]
+
+_AHEAD: Final = frozenset(Event) - {Event.POSTPONE, Event.RETRY, Event.EXTEND}
+_TARGETS: Final = {True: RESERVATION.targets(), False: RESERVATION.local().targets()}
+
+
+def followed(view: Any, command: Move | MoveTransaction, target: State | None, **more: Any) -> Foreseen | None:
+    """What the event that leads to `target` leaves behind if nobody else moves the row before; None where there is no
+    saying."""
+    if target is None or command.event not in _AHEAD:
+        return None
+    after = msgspec.structs.replace(
+        view,
+        state=target,
+        reason=command.reason or view.reason,
+        detail=view.detail if command.detail is None else msgspec.Raw(_encode(command.detail)),
+        attention=None,
+        attention_since=None,
+        attempts=0,
+        updated_at=MOMENT,
+        **more,
+    )
+    return Foreseen(after, view.updated_at)
+
+
+def foresee(view: ReservationView, command: Move, *, external: bool) -> Foreseen | None:
+    """What a move leaves behind if nobody else moves the reservation before; None where there is no saying."""
+    cap = command.cap or view.extendable_until
+    until = min(view.expires_at, cap) if cap else view.expires_at
+    target = _TARGETS[external].get((command.event, view.state))
+    return followed(view, command, target, expires_at=until, extendable_until=cap)
+
+
+def moved_reservations(
+    commands: Sequence[Move], foreseen: Sequence[Foreseen | None], rows: Sequence[Any]
+) -> list[Outcome[ReservationView]]:
+    """The outcomes of events of reservations, in their order."""
+    return moved(RESERVATION, commands, foreseen, rows, reservation_view)

@@ -9,8 +9,9 @@ from uuid import UUID
 
 import msgspec
 
+from tcc import reservations
 from tcc.asking import Asking, fields
-from tcc.commands import DONE, Command, Context, Move, Outcome, ReservationView, Try
+from tcc.commands import DONE, Command, Context, Foreseen, Move, Outcome, ReservationView, Try
 from tcc.groups import Group, Result
 from tcc.idempotency import Claim, KeyRef, Reply
 from tcc.machine import RESTING, Event, Reason
@@ -93,7 +94,8 @@ class Reserver:
             if patient:
                 # One that we shall ask again ourselves isn't due to anybody else before we had our turn.
                 move = msgspec.structs.replace(move, retry_seconds=seconds + self._settings.lease_seconds)
-            result = await self._submit(view.resource, move, None, answers, reply)
+            foreseen = reservations.foresee(resting, move, external=True)
+            result = await self._submit(view.resource, move, None, answers, reply, foreseen)
             resting = result.outcomes[0].view
             if move.event is Event.POSTPONE:
                 if not patient:
@@ -108,10 +110,17 @@ class Reserver:
         claim: Claim | None,
         answers: KeyRef | None,
         reply: ReservationReply | None,
+        foreseen: Foreseen | None = None,
     ) -> Result:
         def render(outcomes: Any) -> Reply | None:
             return reply(outcomes[0]) if reply else None
 
         return await self._stores.of(resource).submit(
-            Group(commands=[command], claim=claim, answers=answers, render=render if reply else None)
+            Group(
+                commands=[command],
+                claim=claim,
+                answers=answers,
+                render=render if reply else None,
+                foreseen=[foreseen] if foreseen else None,
+            )
         )

@@ -16,6 +16,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from tcc.db import Database
+from tcc.procedure import Procedure
 from tcc.resource import Resource
 
 _LOCK = 7_226_001
@@ -61,6 +62,8 @@ async def migrate(database: Database, resources: Sequence[Resource], known: Sequ
             for label in _labels(resources):
                 command.upgrade(config, f"{label}@head")
                 connection.commit()
+            connection.exec_driver_sql(Procedure(known).create)
+            connection.commit()
         finally:
             connection.execute(text(f"SELECT pg_advisory_unlock({_LOCK})"))
             connection.commit()
@@ -102,6 +105,7 @@ async def check_schema(
 
     async with database.reads.connect() as connection:
         present = await connection.run_sync(run)
+        applies = (await connection.execute(text("SELECT to_regproc(:name)"), {"name": Procedure(known).name})).scalar()
     ours = {revision.revision for revision in script.walk_revisions("base", "heads")}
-    if not wanted <= present and not (newer_will_do and present - ours):
+    if applies is None or (not wanted <= present and not (newer_will_do and present - ours)):
         raise SchemaMismatch(f"The schema of {database.name} is not up to date: run `tcc migrate` first.")

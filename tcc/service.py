@@ -96,24 +96,22 @@ def open_service(
     failpoints = Failpoints.from_environment(environment)
     make_database: Callable[..., Database] = partial(DoomedDatabase, failpoints) if failpoints else Database
     make_elsewhere: Callable[..., Batcher] = partial(DoomedBatcher, failpoints) if failpoints else Batcher
-    by_url: dict[str, list[Resource]] = {settings.database_url: []}
-    for resource in resources:
-        by_url.setdefault(resource_database_url(resource.name, settings, environment), []).append(resource)
+    urls = {resource.name: resource_database_url(resource.name, settings, environment) for resource in resources}
     batchers = {
         url: (Batcher if url == settings.database_url else make_elsewhere)(
             make_database(url, application=application, pooler=settings.database_pooler),
-            here,
+            resources,
             metrics,
             lease_seconds=settings.lease_seconds,
             batch=settings.batch_size,
             queue=settings.queue_size,
         )
-        for url, here in by_url.items()
+        for url in dict.fromkeys([settings.database_url, *urls.values()])
     }
     externals = {resource.name: resource.connect(environment) for resource in resources if resource.connect}
     stores = Stores(
         batchers[settings.database_url],
-        {resource.name: batchers[url] for url, here in by_url.items() for resource in here},
+        {name: batchers[url] for name, url in urls.items()},
         {
             name: DoomedExternal(failpoints, external) if failpoints else external
             for name, external in externals.items()

@@ -1,8 +1,9 @@
 """The statements by which reservations and transactions change: recorded once, and moved by events.
 
-Each takes all its commands as one JSON array, applies them in one data-modifying statement, and returns a row for each.
-A resource's own effects are spliced in (`tcc.resource`). Order of locks: rows that are there, sorted by key, then
-whatever the effects lock, sorted too, then rows that are new.
+Each takes all its commands as one JSON array, applies them in one data-modifying statement, but for those whose
+numbers are in `skip`, and returns rows of `ROW`: for what went as was to be expected, nothing but the time. A
+resource's own effects are spliced in (`tcc.resource`). Order of
+locks: rows that are there, sorted by key, then whatever the effects lock, sorted too, then rows that are new.
 
 Time: `clock` counts the rows of the locking expression before it, so `clock_timestamp()` is read after every lock is
 held. `now()`, or `clock_timestamp()` in the WHERE clause of the locking query, would confirm what had expired while
@@ -32,6 +33,65 @@ RESERVATION_VIEW: Final = """resource, id, state, reason, reference, transaction
 TRANSACTION_VIEW: Final = """id, state, reason, reference, confirm, branches, detail, attention,
   attention_since, attempts, expires_at, created_at, updated_at, correlation_id"""
 
+ROW: Final = {
+    "step": "int",
+    "now": "timestamptz",
+    "ord": "bigint",
+    "how": "text",
+    "ok": "boolean",
+    "source": "text",
+    "allowed": "boolean",
+    "in_time": "boolean",
+    "owned": "boolean",
+    "kept": "boolean",
+    "same": "boolean",
+    "body": "bytea",
+    "confirm": "text",
+    "branches": "jsonb",
+    "correlation_id": "text",
+    "resource": "text",
+    "id": "uuid",
+    "state": "text",
+    "reason": "text",
+    "reference": "text",
+    "transaction_id": "uuid",
+    "claim": "jsonb",
+    "detail": "jsonb",
+    "attention": "text",
+    "attention_since": "timestamptz",
+    "attempts": "int",
+    "expires_at": "timestamptz",
+    "expires_cap": "timestamptz",
+    "created_at": "timestamptz",
+    "updated_at": "timestamptz",
+}
+"""What became of the command with the number `ord`, from 1, or what was found: whatever the statement, a row looks like
+this, with nulls where it has nothing to say. `step` is what the statement was told to say. `how`:
+
+`moved`       an event had its way; the row after it
+`found`       it had not: `source` is the state that it found, and what stood against it is `allowed` (by the machine),
+              `in_time` and `owned`
+`missing`     there is no such row
+`known`       there is one already, where one was to be recorded
+`again`       a Try that would fit, but not behind those before it: decide again
+`there`       the row that was found; `same` if it is what a Try or Begin asked for
+`buried`      a tombstone; the row
+`held`        a key's row was there
+`kept`        what was promised of a key; the `body` of the reply, if there is one
+`unforeseen`  something isn't as it was promised, and so nothing was done
+null          nothing but the clock, in a row with no `ord`: a command that no row names had its way at that time, and
+              what that leaves behind is known
+
+and otherwise why a Try was refused (`kept`, if it was recorded as refused). `ok`: what comes after it may be applied.
+"""
+
+
+def row_of(view: str = "", relation: str = "", **given: str) -> str:
+    """The columns of `ROW`: those of a view, those given, and nulls."""
+    given["step"] = ":step"
+    given |= {name.strip(): f"{relation}.{name.strip()}" for name in view.replace("\n", " ").split(",") if view}
+    return ", ".join(f"CAST({given.get(name, 'NULL')} AS {type_}) AS {name}" for name, type_ in ROW.items())
+
 
 def _cmd(columns: str, resource: str | None = None) -> str:
     """The commands as rows, numbered from 1 in `ord`. `resource`, where there is one, is a column as any other: a
@@ -40,7 +100,8 @@ def _cmd(columns: str, resource: str | None = None) -> str:
     constant = f", CAST('{resource}' AS text) AS resource" if resource else ""
     return f"""cmd AS MATERIALIZED (
   SELECT c.*{constant}
-  FROM ROWS FROM (jsonb_to_recordset(CAST(:commands AS jsonb)) AS ({columns})) WITH ORDINALITY AS c({names}, ord))"""
+  FROM ROWS FROM (jsonb_to_recordset(CAST(:commands AS jsonb)) AS ({columns})) WITH ORDINALITY AS c({names}, ord)
+  WHERE c.ord <> ALL (CAST(:skip AS bigint[])))"""
 
 
 def _with(*parts: str) -> str:
@@ -52,11 +113,7 @@ def _prefixed(columns: str, relation: str) -> str:
 
 
 def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
-    """Tries: (now, ord, code, kept, detail), a row for each that isn't simply held as it was asked for.
-
-    `code` is `known` (there is such a reservation), `again`, or why it is refused; one that is `kept` is recorded as
-    refused. `ord` is null where there is no such row, so that the clock is always told.
-    """
+    """Tries: a row for each that isn't simply held as it was asked for, so that the clock is always told."""
     held = State.TRYING if external else State.TRIED
     due_seconds = "LEAST(a.ttl_seconds, :lease_seconds)" if external else "a.ttl_seconds"
     due = f"CASE WHEN a.transaction_id IS NULL THEN a.now + make_interval(secs => {due_seconds}) END"
@@ -65,16 +122,16 @@ def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
     written = [
         f"SELECT a.*, '{held}' AS state, NULL::text AS code, NULL::jsonb AS detail, {due} AS due_at FROM accepted a"
     ]
-    exceptions = ["SELECT n.ord, 'known' AS code, false AS kept, NULL::jsonb AS detail FROM known n"]
+    exceptions = ["SELECT n.ord, 'known' AS how, n.ok, false AS kept, NULL::jsonb AS detail FROM known n"]
     if refuses:
         written.append("""SELECT f.*, k.now, 'refused', d.code, d.detail, NULL
   FROM refused d JOIN fresh f ON f.ord = d.ord CROSS JOIN clock k WHERE d.kept AND d.code <> 'again'""")
-        exceptions.append("SELECT d.ord, d.code, d.kept, d.detail FROM refused d")
+        exceptions.append("SELECT d.ord, d.code, false, d.kept, d.detail FROM refused d")
     return (
         _with(
             _cmd(columns, resource),
-            """known AS MATERIALIZED (
-  SELECT c.ord
+            f"""known AS MATERIALIZED (
+  SELECT c.ord, {_SAME} AND r.state NOT IN ('refused', 'cancelled', 'cancelling') AS ok
   FROM cmd c JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id)""",
             """fresh AS MATERIALIZED (
   SELECT c.* FROM cmd c WHERE c.ord NOT IN (SELECT n.ord FROM known n))""",
@@ -101,28 +158,31 @@ def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
   FROM written w)""",
         )
         + f"""
-SELECT k.now, x.* FROM clock k LEFT JOIN (
+SELECT {row_of(now="k.now", ord="x.ord", how="x.how", ok="x.ok", kept="x.kept", detail="x.detail")}
+FROM clock k LEFT JOIN (
   {" UNION ALL ".join(exceptions)}) x ON true"""
     )
 
 
+_SAME: Final = "r.claim = c.claim AND r.transaction_id IS NOT DISTINCT FROM c.transaction_id"
+
+
 def found_sql(resource: str) -> str:
-    """What is there under ids: (ord, whether it is the same as what is asked for, the reservation's columns)."""
+    """The reservations that are there under the ids of commands."""
     return (
         _with(_cmd("tenant_id text, id uuid, transaction_id uuid, claim jsonb", resource))
         + f"""
-SELECT c.ord, r.claim = c.claim AND r.transaction_id IS NOT DISTINCT FROM c.transaction_id AS same,
-  {_prefixed(RESERVATION_VIEW, "r")}
+SELECT {row_of(RESERVATION_VIEW, "r", ord="c.ord", how="'there'", ok="true", same=_SAME)}
 FROM cmd c JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id"""
     )
 
 
 def found_transactions_sql() -> str:
-    """What is there under ids: (ord, the transaction's columns)."""
+    """The transactions that are there under the ids of commands."""
     return (
         _with(_cmd("tenant_id text, id uuid"))
         + f"""
-SELECT c.ord, {_prefixed(TRANSACTION_VIEW, "r")}
+SELECT {row_of(TRANSACTION_VIEW, "r", ord="c.ord", how="'there'", ok="true", same="true")}
 FROM cmd c JOIN transactions r ON r.id = c.id AND r.tenant_id = c.tenant_id"""
     )
 
@@ -163,10 +223,11 @@ def _locked(columns: str, table: str, resource: str | None = None) -> list[str]:
     owner, of_resource = (
         ("r.transaction_id", " AND r.resource = c.resource") if table == "reservations" else ("NULL::uuid", "")
     )
+    seen = "(CAST(:seen AS timestamptz[]))[c.ord]"
     return [
         _cmd(columns, resource),
         f"""locked AS MATERIALIZED (
-  SELECT c.*, {_BEFORE}, {owner} AS owner
+  SELECT c.*, {_BEFORE}, {owner} AS owner, {seen} IN (r.updated_at, CAST(:moment AS timestamptz)) AS as_seen
   FROM cmd c JOIN {table} r ON r.id = c.id{of_resource} AND r.tenant_id = c.tenant_id
   ORDER BY r.tenant_id, r.id FOR NO KEY UPDATE OF r)""",
     ]
@@ -205,7 +266,7 @@ def _moved_rows(table: str, assignments: str) -> str:
   FROM judged j
   WHERE r.id = j.id{of_resource} AND r.tenant_id = j.tenant_id
     AND j.target IS NOT NULL AND j.in_time AND j.owned
-  RETURNING j.ord, j.event, j.source, j.attempts AS attempt, j.reason AS said_reason, j.now,
+  RETURNING j.ord, j.event, j.source, j.as_seen, j.attempts AS attempt, j.reason AS said_reason, j.now,
     COALESCE(j.detail, to_jsonb(j.attention)) AS said, j.correlation_id AS asked_under, j.actor, j.entry_id,
     {exchanges} AS exchanges, r.*)"""
 
@@ -232,14 +293,26 @@ def _journaled(resource: str | None) -> str:
 _UNMOVED: Final = "judged x WHERE x.ord NOT IN (SELECT m.ord FROM moved_rows m)"
 
 
-def _outcomes(view: str) -> str:
-    nothing = ", ".join("NULL" for _ in view.split(","))
+def _outcomes(machine: Machine, view: str, missing: str) -> str:
+    """A row for each command that didn't move a row that was as it had been seen. `missing`: whether it is all right
+    that there is nothing to move."""
+    found = {
+        "now": "x.now",
+        "ord": "x.ord",
+        "how": "'found'",
+        "ok": f"x.owned AND x.target IS NULL AND {machine.sql_satisfied('x.event', 'x.source')}",
+        "source": "x.source",
+        "allowed": "x.target IS NOT NULL",
+        "in_time": "x.in_time",
+        "owned": "x.owned",
+    }
     return f"""
-SELECT k.now, s.* FROM clock k LEFT JOIN (
-  SELECT x.ord, 'moved' AS how, x.source, true AS allowed, true AS in_time, true AS owned, {_prefixed(view, "x")}
-  FROM moved_rows x
-  UNION ALL SELECT x.ord, 'found', x.source, x.target IS NOT NULL, x.in_time, x.owned, {nothing}
-  FROM {_UNMOVED}) s ON true"""
+SELECT {row_of(now="k.now")} FROM clock k
+UNION ALL SELECT {row_of(view, "x", now="x.now", ord="x.ord", how="'moved'", ok="true", source="x.source")}
+FROM moved_rows x WHERE x.as_seen IS NOT TRUE
+UNION ALL SELECT {row_of(**found)} FROM {_UNMOVED}
+UNION ALL SELECT {row_of(now="k.now", ord="c.ord", how="'missing'", ok=missing)}
+FROM cmd c CROSS JOIN clock k WHERE c.ord NOT IN (SELECT l.ord FROM locked l)"""
 
 
 def _moving(locked: Sequence[str], resource: str, effects: Effects, *, external: bool) -> str:
@@ -258,12 +331,11 @@ def _moving(locked: Sequence[str], resource: str, effects: Effects, *, external:
 
 
 def move_sql(resource: str, effects: Effects, *, external: bool) -> str:
-    """Moves: (now, ord, how, state before, allowed, in_time, owned, the reservation's columns).
-
-    `how` is `moved` or `found` (and not moved: then there are no columns); no row: there is no such reservation.
-    """
+    """Moves. A cancel that finds nothing is to be buried (`bury_sql`)."""
     locked = _locked(_MOVE_COLUMNS + _BRANCH_COLUMNS, "reservations", resource)
-    return _moving(locked, resource, effects, external=external) + _outcomes(RESERVATION_VIEW)
+    return _moving(locked, resource, effects, external=external) + _outcomes(
+        RESERVATION, RESERVATION_VIEW, missing=f"c.event = '{Event.CANCEL}'"
+    )
 
 
 def expire_sql(resource: str, effects: Effects) -> str:
@@ -290,7 +362,8 @@ def expire_sql(resource: str, effects: Effects) -> str:
   WHERE r.due_at <= now() AND r.resource || '' = '{resource}'
   ORDER BY r.due_at LIMIT cardinality(CAST(:entries AS uuid[])) FOR NO KEY UPDATE SKIP LOCKED)""",
         f"""locked AS MATERIALIZED (
-  SELECT {command}, '{resource}' AS resource, d.ord, d.source, d.attempts, d.expires_at, d.expires_cap, d.owner
+  SELECT {command}, '{resource}' AS resource, d.ord, d.source, d.attempts, d.expires_at, d.expires_cap, d.owner,
+    false AS as_seen
   FROM (SELECT *, row_number() OVER () AS ord FROM due) d)""",
     ]
     return (
@@ -302,8 +375,7 @@ UNION ALL SELECT false, NULL FROM {_UNMOVED}"""
 
 
 def bury_sql(resource: str) -> str:
-    """Tombstones for cancels that found nothing: (ord, the reservation's columns); no row for an id that somebody
-    recorded meanwhile.
+    """Tombstones for cancels that found nothing; no row for an id that somebody recorded meanwhile.
 
     A statement of its own, after the moves: they lock what the effects share, and a Try locks that before its own row.
     A row that is there by now is not tried to be inserted, which would wait for whoever is moving it.
@@ -333,12 +405,12 @@ def bury_sql(resource: str) -> str:
   FROM buried b)""",
         )
         + f"""
-SELECT b.ord, {_prefixed(RESERVATION_VIEW, "b")} FROM buried b"""
+SELECT {row_of(RESERVATION_VIEW, "b", now="b.created_at", ord="b.ord", how="'buried'", ok="true")} FROM buried b"""
     )
 
 
 def begin_sql() -> str:
-    """Transactions recorded: (now, ord), a row for each that was there already. `ord` is null where none was."""
+    """Transactions recorded: a row for each that was there already."""
     columns = f"""{_COMMAND_COLUMNS}, reference text, confirm text, branches jsonb, ttl_seconds float8,
       retry_seconds float8"""
     return (
@@ -362,8 +434,9 @@ def begin_sql() -> str:
   SELECT f.tenant_id, f.id, f.entry_id, f.id, f.now, 'begin', NULL, 'trying', f.correlation_id, f.actor
   FROM fresh f)""",
         )
-        + """
-SELECT k.now, n.ord FROM clock k LEFT JOIN known n ON true"""
+        + f"""
+SELECT {row_of(now="k.now", ord="n.ord", how="CASE WHEN n.ord IS NOT NULL THEN 'known' END", ok="true")}
+FROM clock k LEFT JOIN known n ON true"""
     )
 
 
@@ -379,4 +452,14 @@ def move_transaction_sql() -> str:
                       ELSE r.decided_at END""",
         ),
         _journaled(None),
-    ) + _outcomes(TRANSACTION_VIEW)
+    ) + _outcomes(TRANSACTION, TRANSACTION_VIEW, missing="false")
+
+
+def lock_transactions_sql() -> str:
+    """Transactions locked before anything of theirs, in order, so that two drivers of the same ones can't deadlock."""
+    return (
+        _with(_cmd("tenant_id text, id uuid"))
+        + """
+SELECT r.id FROM transactions r JOIN cmd c ON r.id = c.id AND r.tenant_id = c.tenant_id
+ORDER BY r.tenant_id, r.id FOR NO KEY UPDATE OF r"""
+    )

@@ -1,24 +1,22 @@
-"""Applies Begin and MoveTransaction commands to transactions, many at a time."""
+"""What became of Begin and MoveTransaction commands, read from the rows of the statements that applied them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from functools import partial
-from typing import Any
-from uuid import UUID
+from operator import itemgetter
+from typing import Any, Final
 
 import msgspec
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tcc.commands import DONE, REPEATED, Begin, MoveTransaction, Outcome, TransactionView
-from tcc.db import fetch
+from tcc.commands import REPEATED, Begin, Foreseen, MoveTransaction, Outcome, TransactionView
 from tcc.machine import TRANSACTION, State
-from tcc.reservations import STATES, moved
-from tcc.sql import begin_sql, found_transactions_sql, move_transaction_sql
+from tcc.reservations import STATES, followed, moved, recorded
+from tcc.sql import ROW, TRANSACTION_VIEW
 
 _encode = msgspec.json.Encoder().encode
+
+_COLUMNS: Final = itemgetter(*(list(ROW).index(name.strip()) for name in TRANSACTION_VIEW.split(",")))
 
 
 def transaction_view(row: Sequence[Any]) -> TransactionView:
@@ -27,46 +25,22 @@ def transaction_view(row: Sequence[Any]) -> TransactionView:
     return TransactionView(id, STATES[state], *rest)
 
 
-_LOCK = text(
-    """
-SELECT t.id FROM transactions t
-WHERE (t.tenant_id, t.id) IN (SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS uuid[])))
-ORDER BY t.tenant_id, t.id FOR NO KEY UPDATE"""
-)
+def _view(row: Sequence[Any]) -> TransactionView:
+    return transaction_view(_COLUMNS(row))
 
 
-async def lock(connection: AsyncConnection, keys: Sequence[tuple[str, UUID]]) -> None:
-    """Lock transactions before anything of theirs, in order, so that two drivers of the same ones can't deadlock."""
-    await fetch(connection, _LOCK, {"tenants": [tenant for tenant, _ in keys], "ids": [id for _, id in keys]})
+def begun(
+    commands: Sequence[Begin], _: Sequence[Foreseen | None], rows: Sequence[Any]
+) -> list[Outcome[TransactionView]]:
+    """The outcomes of Begins, in their order; a repeat finds the row that is there."""
+
+    def known(command: Begin, row: Sequence[Any]) -> Any:
+        return None  # what is there follows in a row of its own
+
+    return recorded(commands, rows, as_asked, known, lambda row, now: Outcome(REPEATED, _view(row), now))
 
 
-_FOUND = text(found_transactions_sql())
-
-
-async def _find(connection: AsyncConnection, commands: Sequence[Any]) -> list[Any]:
-    """The rows that are there under the ids of commands: (ord, the transaction's columns)."""
-    return await fetch(connection, _FOUND, {"commands": _encode(commands).decode()})
-
-
-class Begins:
-    """Transactions recorded."""
-
-    def __init__(self) -> None:
-        self._sql = text(begin_sql())
-
-    async def apply(self, connection: AsyncConnection, commands: Sequence[Begin]) -> list[Outcome[TransactionView]]:
-        """One outcome for each command, in their order; a repeat finds the row that is there."""
-        rows = await fetch(connection, self._sql, {"commands": _encode(commands).decode()})
-        now = rows[0][0]
-        outcomes = [Outcome(DONE, _as_asked(command, now), now) for command in commands]
-        known = [row[1] - 1 for row in rows if row[1] is not None]
-        if known:
-            for row in await _find(connection, [commands[n] for n in known]):
-                outcomes[known[row[0] - 1]] = Outcome(REPEATED, transaction_view(row), now)
-        return outcomes
-
-
-def _as_asked(command: Begin, now: datetime) -> TransactionView:
+def as_asked(command: Begin, now: datetime) -> TransactionView:
     """The transaction that a Begin has just recorded."""
     return TransactionView(
         command.id,
@@ -86,17 +60,17 @@ def _as_asked(command: Begin, now: datetime) -> TransactionView:
     )
 
 
-class TransactionMoves:
-    """Every event of transactions."""
+_TARGETS: Final = TRANSACTION.targets()
 
-    def __init__(self, *, lease_seconds: float) -> None:
-        self._sql = text(move_transaction_sql())
-        self._lease_seconds = lease_seconds
 
-    async def apply(
-        self, connection: AsyncConnection, commands: Sequence[MoveTransaction]
-    ) -> list[Outcome[TransactionView]]:
-        """One outcome for each command, in their order."""
-        parameters = {"commands": _encode(commands).decode(), "lease_seconds": self._lease_seconds}
-        rows = await fetch(connection, self._sql, parameters)
-        return await moved(TRANSACTION, commands, rows, transaction_view, partial(_find, connection))
+def foresee(view: TransactionView, command: MoveTransaction) -> Foreseen | None:
+    """What a move leaves behind if nobody else moves the transaction before; None where there is no saying."""
+    until = min(view.deadline, command.cap) if command.cap else view.deadline
+    return followed(view, command, _TARGETS.get((command.event, view.state)), deadline=until)
+
+
+def moved_transactions(
+    commands: Sequence[MoveTransaction], foreseen: Sequence[Foreseen | None], rows: Sequence[Any]
+) -> list[Outcome[TransactionView]]:
+    """The outcomes of events of transactions, in their order."""
+    return moved(TRANSACTION, commands, foreseen, rows, _view)

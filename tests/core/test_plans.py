@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 from resources.registry import RESOURCES
-from tcc import idempotency, reads, sweeps, transactions
+from tcc import idempotency, reads, sweeps
 from tcc.db import Database, numbered
+from tcc.promises import held_sql, keep_sql
 from tcc.sql import (
     begin_sql,
     bury_sql,
     expire_sql,
     found_sql,
     found_transactions_sql,
+    lock_transactions_sql,
     move_sql,
     move_transaction_sql,
     try_sql,
@@ -31,8 +33,10 @@ STATEMENTS = {
     "found transactions": found_transactions_sql(),
     "begin": begin_sql(),
     "move transaction": move_transaction_sql(),
-    "lock transactions": transactions._LOCK.text,
+    "lock transactions": lock_transactions_sql(),
     "look up keys": idempotency._LOOK.text,
+    "find keys": held_sql(),
+    "keep promises": keep_sql(),
     "store replies": idempotency._STORE.text,
     "read reservations": reads._RESERVATIONS.text,
     "read a transaction": reads._TRANSACTION.text,

@@ -17,7 +17,6 @@ from tcc.groups import Group
 from tcc.idempotency import Claim, KeyRef
 from tcc.ids import new_id
 from tcc.machine import Event, Reason, State
-from tcc.reservations import Tries
 from tcc.service import Service
 from tests.client import Answer, Api, serving, whole_order
 from tests.conftest import OpenService
@@ -342,9 +341,7 @@ async def test_a_claim_that_repeats_a_line_is_decided_rather_than_looked_at_for_
         claim=stock(("MUG", 3), ("MUG", 3)),
         ttl_seconds=60,
     )
-    tries = Tries(service.stores.resources["inventory"], lease_seconds=1)
-    async with service.stores.of("inventory").database.batches.begin() as connection:
-        (outcome,) = await tries.apply(connection, [command])
+    (outcome,) = (await service.stores.of("inventory").submit(Group(commands=[command]))).outcomes
     assert outcome.code == "insufficient_stock"
 
 

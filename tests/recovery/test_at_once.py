@@ -1,0 +1,100 @@
+"""A batch is one call of a function in the database, with replies that were written before it; and where it comes out
+otherwise, nobody notices."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+
+from resources.registry import RESOURCES
+from tcc.db import Database
+from tcc.procedure import Procedure
+from tcc.schema import SchemaMismatch, check_schema, migrate
+from tcc.service import Service
+from tests.client import Answer, Api, new_key, serving
+from tests.conftest import OpenService
+from tests.recovery.scenes import eventually, raw, shelf, somebody_waits
+
+AWKWARD = 'say "no" to \\n, {now} and 0001-01-01T00:00:00Z: ünïcödé, \U0001f680'
+
+
+async def test_a_whole_order_is_three_calls(
+    database_url: str, environment: dict[str, str], start_service: OpenService
+) -> None:
+    async with raw(database_url) as connection:
+        await connection.execute(f"ALTER DATABASE {make_url(database_url).database} SET track_functions = pl")
+        service = start_service()
+        async with serving(service) as api:
+            await api.stock("MUG", 10)
+            assert (await api.order("MUG")).status == 201
+        await service.close()
+
+        async def calls() -> int:
+            sql = "SELECT sum(calls) FROM pg_stat_user_functions WHERE funcname LIKE 'tcc_apply_%'"
+            return int(await connection.fetchval(sql) or 0)
+
+        await eventually(calls)
+        assert await calls() == 3
+
+
+async def test_what_is_sent_is_what_is_stored_and_what_is_there(api: Api) -> None:
+    await api.stock("MUG", 10)
+    for ask, path in ((api.hold, "/v1/inventory/reservations"), (api.order, "/v1/transactions")):
+        first, again = [await ask("MUG", key="once", reference=AWKWARD) for _ in range(2)]
+        assert (first.status, first.body) == (201, again.body)
+        assert again.headers["idempotency-replayed"] == "true"
+        assert first.json["reference"] == AWKWARD
+        assert (await api.get(f"{path}/{first.json['id']}")).json == first.json
+
+
+@pytest.mark.parametrize("changed", ["deadline", "nothing"])
+async def test_a_reply_tells_of_a_deadline_that_was_moved_while_the_decision_waited(
+    api: Api, service: Service, database_url: str, changed: str
+) -> None:
+    await api.stock("MUG", 10)
+    held = (await api.order("MUG", confirm="manual")).json
+    path = f"/v1/transactions/{held['id']}"
+    async with raw(database_url) as elsewhere, elsewhere.transaction():
+        await elsewhere.execute("SELECT FROM transactions FOR UPDATE")
+        confirming = asyncio.create_task(api.post(f"{path}/confirm", key="once"))
+        await eventually(lambda: somebody_waits(elsewhere))
+        if changed == "deadline":
+            later = "expires_at + interval '1 hour', updated_at = clock_timestamp()"
+            await elsewhere.execute(f"UPDATE transactions SET expires_at = {later}")
+    confirmed = await confirming
+    assert confirmed.status == 200
+    assert (confirmed.json["deadline"] == held["deadline"]) == (changed == "nothing")
+    shown = (await api.get(path)).json
+    assert shown == confirmed.json == (await api.post(f"{path}/confirm", key="once")).json
+
+
+async def test_what_sells_out_in_the_middle_of_a_batch_is_told_so_under_its_key(api: Api, service: Service) -> None:
+    for sku in (f"MUG-{n}" for n in range(6)):
+        await api.stock(sku, 5)
+        keys = [new_key() for _ in range(16)]
+        first: list[Answer] = await asyncio.gather(*(api.hold(sku, key=key) for key in keys))
+        assert sorted(answer.status for answer in first) == [201] * 5 + [409] * 11
+        assert {answer.code for answer in first if answer.status == 409} == {"insufficient_stock"}
+        again = await asyncio.gather(*(api.hold(sku, key=key) for key in keys))
+        assert [answer.body for answer in again] == [answer.body for answer in first]
+        assert await shelf(service, sku) == (0, 5, 0)
+
+
+async def test_the_function_is_part_of_the_schema_and_versions_have_one_each(database_url: str) -> None:
+    database = Database(database_url)
+    ours, theirs = Procedure(RESOURCES), Procedure(RESOURCES[:1])
+    assert ours.name != theirs.name
+    async with database.transaction() as connection:
+        await connection.exec_driver_sql(theirs.create)
+        await connection.execute(text(f"DROP FUNCTION {ours.name}"))
+    with pytest.raises(SchemaMismatch, match="tcc migrate"):
+        await check_schema(database, RESOURCES, RESOURCES)
+    await migrate(database, RESOURCES, RESOURCES)
+    await check_schema(database, RESOURCES, RESOURCES)
+    async with database.transaction() as connection:
+        found = await connection.execute(text("SELECT proname FROM pg_proc WHERE proname LIKE 'tcc_apply_%'"))
+        assert {row.proname for row in found} == {ours.name, theirs.name}
+    await database.close()

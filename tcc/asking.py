@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import UTC
 from typing import Any
 
 import structlog
@@ -49,7 +50,7 @@ class Asking:
             transaction_id=reservation.transaction_id,
             event=answer.event or Event.POSTPONE,
             reason=answer.refusal,
-            cap=answer.cap,
+            cap=answer.cap and answer.cap.astimezone(UTC),
             detail=answer.detail,
             exchanges=answer.exchanges or None,
             attention=attention,

@@ -37,7 +37,11 @@ HEAVY: Final = 12
 """Commands per group of a full batch, at the most: large transactions share their commit with fewer others."""
 
 RUNNERS: Final = 2
-"""Batches at a time: one is worked on here while the other waits for PostgreSQL."""
+"""Batches at a time, at the most. Two small ones cost more than one large: the second is begun beside the first only if
+it is full, or the first takes long."""
+
+LONG_SECONDS: Final = 0.1
+"""How long a batch may take before another is begun beside it: it waits for a lock, perhaps, and others need not."""
 
 ATTEMPTS: Final = 6
 """How often a batch is tried again after conflicts or lost connections before its callers are told."""
@@ -102,13 +106,20 @@ class Batcher:
         self._tries: deque[_Waiting] = deque()
         """Both in the order of their arrival."""
         self._arrived = asyncio.Event()
+        self._needed = asyncio.Event()
+        """The second runner."""
+        self._long = False
+        """Whether the first runner's batch takes long."""
         self._clock = asyncio.get_running_loop().time
         self._refusing: asyncio.TimerHandle | None = None
         self._closing = False
         self._surprises = {True: 0.0, False: 0.0}
         """How much batches of tries, and of moves, came out other than foreseen of late."""
         self._connections: list[AsyncConnection | None] = [None] * RUNNERS
-        self._tasks = [asyncio.create_task(self._run(n), name=f"batch {n} of {database.name}") for n in range(RUNNERS)]
+        self._tasks = [
+            asyncio.create_task(self._run(), name=f"batches of {database.name}"),
+            asyncio.create_task(self._assist(), name=f"batches beside others of {database.name}"),
+        ]
 
     async def submit(self, group: Group) -> Result:
         """Queue a group, and wait until it is committed, together with everybody else's. Cancelling the caller doesn't
@@ -128,6 +139,8 @@ class Batcher:
         if self._refusing is None:
             self._refusing = loop.call_at(now + WAIT_SECONDS, self._refuse)
         self._arrived.set()
+        if self._is_needed():
+            self._needed.set()
         return await future  # whose cancellation, with its caller, is nothing to the batch that it is in
 
     def crowded(self) -> bool:
@@ -153,11 +166,14 @@ class Batcher:
         """Finish what was accepted, then stop."""
         self._closing = True
         self._arrived.set()
+        self._needed.set()
         await asyncio.gather(*self._tasks)
         if self._refusing is not None:
             self._refusing.cancel()
 
-    async def _run(self, runner: int) -> None:
+    async def _run(self) -> None:
+        """Settle whatever arrives."""
+        call_later = asyncio.get_running_loop().call_later
         while True:
             if not self._moves and not self._tries:
                 if self._closing:
@@ -165,13 +181,41 @@ class Batcher:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            taken = self._take()
-            try:
-                await self._settle(taken, runner)
-            except Exception as error:  # a runner that dies would hang everybody: tell these, and go on
-                log.exception("batch_failed", database=self.database.name)
-                self._fail(taken, error)
-        await self._drop(runner)
+            timer = call_later(LONG_SECONDS, self._takes_long)
+            await self._settle_some(0)
+            timer.cancel()
+            self._long = False
+        await self._drop(0)
+
+    def _takes_long(self) -> None:
+        self._long = True
+        if self._is_needed():
+            self._needed.set()
+
+    def _is_needed(self) -> bool:
+        """Whether another batch is to be begun beside the first runner's."""
+        waiting = max(len(self._moves), len(self._tries))
+        return waiting >= self._batch or (self._long and waiting > 0)
+
+    async def _assist(self) -> None:
+        """Settle what is not to wait for the first runner."""
+        while True:
+            await self._needed.wait()
+            while self._is_needed():
+                await self._settle_some(1)
+            if self._closing:
+                break
+            self._needed.clear()
+        await self._drop(1)
+
+    async def _settle_some(self, runner: int) -> None:
+        """Take what waits, and settle it."""
+        taken = self._take()
+        try:
+            await self._settle(taken, runner)
+        except Exception as error:  # a runner that dies would hang everybody: tell these, and go on
+            log.exception("batch_failed", database=self.database.name)
+            self._fail(taken, error)
 
     def _take(self) -> list[_Waiting]:
         """The next groups, in order, no two of which touch the same row: of the longer queue, since a large batch costs
@@ -299,7 +343,8 @@ class Batcher:
             self._surprises[tries] *= 1 - SURPRISE / 10
         else:
             try:
-                results = await apply_as_foreseen(connection, groups, self._kinds)
+                async with self.database.alone(connection):
+                    results = await apply_as_foreseen(connection, groups, self._kinds)
             except Surprise:
                 self._surprises[tries] += SURPRISE
             else:

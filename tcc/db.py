@@ -233,15 +233,19 @@ class Database:
     @asynccontextmanager
     async def batch(self, connection: AsyncConnection) -> AsyncIterator[None]:
         """A transaction for `fetch`, on a connection of `batches`."""
-        driver = driver_of(connection)
-        async with driver.transaction():
-            try:
-                if self._told_batches is not None:
-                    await fetch(connection, self._told_batches, {})
-                yield
-            except TimeoutError:  # who doesn't answer a command doesn't answer a ROLLBACK: don't wait for that as well
-                driver.terminate()
-                raise
+        async with driver_of(connection).transaction(), self.alone(connection):
+            if self._told_batches is not None:
+                await fetch(connection, self._told_batches, {})
+            yield
+
+    @asynccontextmanager
+    async def alone(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        """No transaction but that of each statement, where this database is `at_once`."""
+        try:
+            yield
+        except TimeoutError:  # who doesn't answer a command doesn't answer a ROLLBACK: don't wait for that as well
+            driver_of(connection).terminate()
+            raise
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from datetime import datetime
 from functools import partial
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -226,6 +226,7 @@ async def apply_as_foreseen(connection: AsyncConnection, groups: Sequence[Group]
         if group.claim or reply:
             ttl_seconds = first.ttl_seconds if isinstance(first, Try) else 0.0
             promises.append(Promise(ref, group.claim, n, reply, r.last, ttl_seconds))
+    promises.sort(key=attrgetter("ref"))  # in which their rows are locked
     rows = await kinds.procedure.apply(
         connection, steps, promises, lease_seconds=kinds.lease_seconds, strict=True, watched=watched
     )

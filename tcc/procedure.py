@@ -201,7 +201,7 @@ def _applied(kind: str, of: Statements) -> str:
             v_stopped := v_stopped || v_of[v_row.ord];
           END IF;
         END LOOP;
-        v_nows[v_step] := v_row.now;
+        v_nows[v_step] := COALESCE(v_nows[v_step], v_row.now); -- what was decided again isn't watched
         EXIT WHEN v_again = '{{}}';
         {_all_but("v_again")}
       END LOOP;

@@ -95,7 +95,8 @@ def keep_sql() -> str:
     """Promises kept, with the times of the steps in `nows`: the bodies. Not `ok`: the key had a reply already."""
 
     def written(time: str) -> str:
-        return f"""to_char({time} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+        utc = f"""to_char({time} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+        return f"replace({utc}, '.000000Z', 'Z')"
 
     now = "(CAST(:nows AS timestamptz[]))[c.step]"
     later = f"({now} + make_interval(secs => c.ttl))"

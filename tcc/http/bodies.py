@@ -64,7 +64,8 @@ def begin_type(branch_types: Iterable[type[Any]]) -> type[Any]:
 
 
 def ttl_of(given: float | None, settings: Settings) -> float:
-    """The time to live asked for, or the usual one. Raises `Rejected` beyond the longest allowed."""
+    """The time to live asked for, or the usual one, in whole milliseconds: smaller parts of a second PostgreSQL and
+    Python round each in its own way. Raises `Rejected` beyond the longest allowed."""
     if given is not None and given > settings.max_ttl_seconds:
         raise invalid_field("ttl_seconds", "out_of_bounds", f"At most {settings.max_ttl_seconds:g} seconds.")
-    return settings.default_ttl_seconds if given is None else given
+    return settings.default_ttl_seconds if given is None else round(given, 3)

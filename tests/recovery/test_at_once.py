@@ -4,19 +4,38 @@ otherwise, nobody notices."""
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
+import msgspec
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from resources.registry import RESOURCES
+from tcc.commands import Try
 from tcc.db import Database
+from tcc.groups import Group, Result
+from tcc.idempotency import Claim, KeyRef, Reply
+from tcc.ids import new_id
+from tcc.machine import Event, Reason
 from tcc.procedure import Procedure
 from tcc.schema import SchemaMismatch, check_schema, migrate
 from tcc.service import Service
 from tests.client import Answer, Api, new_key, serving
 from tests.conftest import OpenService
-from tests.recovery.scenes import eventually, raw, shelf, somebody_waits
+from tests.recovery.scenes import (
+    CONTEXT,
+    TENANT,
+    begin,
+    eventually,
+    hold,
+    in_three_databases,
+    put_stock,
+    raw,
+    shelf,
+    somebody_waits,
+    stock,
+)
 
 AWKWARD = 'say "no" to \\n, {now} and 0001-01-01T00:00:00Z: ünïcödé, \U0001f680'
 
@@ -69,6 +88,64 @@ async def test_a_reply_tells_of_a_deadline_that_was_moved_while_the_decision_wai
     assert (confirmed.json["deadline"] == held["deadline"]) == (changed == "nothing")
     shown = (await api.get(path)).json
     assert shown == confirmed.json == (await api.post(f"{path}/confirm", key="once")).json
+
+
+async def test_a_reply_has_its_own_time_though_others_beside_it_are_decided_again(service: Service) -> None:
+    for sku in (f"MUG-{n}" for n in range(5)):
+        await put_stock(service, "PEN", 10)
+        await put_stock(service, sku, 5)
+        keyed = service.reserver.hold(
+            CONTEXT,
+            resource="inventory",
+            id=new_id(),
+            raw=stock(("PEN", 1)),
+            ttl_seconds=60,
+            reference=None,
+            claim=Claim(KeyRef(TENANT, "tests", "inventory.try", new_key()), b"", new_id()),
+            reply=lambda outcome: Reply(201, msgspec.json.encode(outcome.view)),
+        )
+        others = [hold(service, "inventory", stock((sku, quantity))) for quantity in (3, 4, 2)]
+        result = (await asyncio.gather(keyed, *others))[0]
+        assert isinstance(result, Result)
+        assert result.reply is not None
+        assert result.reply.body == msgspec.json.encode(result.outcomes[0].view)
+
+
+@in_three_databases
+async def test_a_driver_that_somebody_has_overtaken_tells_what_that_one_decided(service: Service) -> None:
+    begun = await begin(service, [{"resource": "inventory", "claim": {"lines": [{"sku": "NONE", "quantity": 1}]}}])
+    id, branch = begun.view.id, begun.branches[0].plan
+    await put_stock(service, "NONE", 0)
+    refused = Try(
+        tenant_id=TENANT,
+        id=branch.id,
+        correlation_id="tests",
+        actor="tests",
+        resource="inventory",
+        claim=branch.claim,
+        ttl_seconds=60,
+        transaction_id=id,
+    )
+    await service.stores.of("inventory").submit(Group(commands=[refused]))
+    known = await service.coordinator.load(TENANT, id)
+    await service.coordinator.decide(CONTEXT, id, Event.CANCEL, reason=Reason.REQUESTED)
+    ended = await service.coordinator.drive(CONTEXT, known)
+    assert ended.view.reason == Reason.REQUESTED
+    assert ended.view == (await service.coordinator.load(TENANT, id)).view
+
+
+async def test_a_deadline_is_the_same_to_the_microsecond_wherever_it_is_shown(api: Api) -> None:
+    await api.stock("MUG", 10)
+    for ttl_seconds in (856.2805925, 18.9453455, 152.3253105):
+        for ask, path in (
+            (api.hold, "/v1/inventory/reservations"),
+            (partial(api.order, confirm="manual"), "/v1/transactions"),
+        ):
+            held = (await ask("MUG", ttl_seconds=ttl_seconds)).json
+            shown = (await api.get(f"{path}/{held['id']}")).json
+            assert {name: shown.get(name) for name in ("deadline", "expires_at")} == {
+                name: held.get(name) for name in ("deadline", "expires_at")
+            }
 
 
 async def test_what_sells_out_in_the_middle_of_a_batch_is_told_so_under_its_key(api: Api, service: Service) -> None:

@@ -45,7 +45,7 @@ AT_ONCE = 5
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lanes that refuse after a moment what they don't come to."""
+    """Runners that refuse after a moment what they don't come to."""
     monkeypatch.setattr(batch, "WAIT_SECONDS", 0.3)
 
 
@@ -72,6 +72,18 @@ async def test_what_waits_too_long_for_stuck_runners_is_refused_and_none_of_it_i
         assert {outcome.code for outcome in await asyncio.gather(*taken)} == {DONE}
     assert (await hold(service, "inventory", stock(("MUG", 1)))).code == DONE
     assert await shelf(service, "MUG") == (97, 3, 0)
+
+
+async def test_a_batch_that_waits_for_a_lock_holds_up_nobody_else(service: Service, database_url: str) -> None:
+    for sku in ("MUG", "PEN"):
+        await put_stock(service, sku, 10)
+    async with raw(database_url) as holder, holder.transaction():
+        await holder.execute("SELECT FROM inventory_items WHERE sku = 'MUG' FOR UPDATE")
+        stuck = asyncio.create_task(hold(service, "inventory", stock(("MUG", 1))))
+        await eventually(lambda: somebody_waits(holder))
+        assert [(await hold(service, "inventory", stock(("PEN", 1)))).code for _ in range(3)] == [DONE] * 3
+        assert not stuck.done()
+    assert (await stuck).code == DONE
 
 
 @pytest.mark.usefixtures("impatient")

@@ -141,7 +141,7 @@ _WORDS = {"INSERT INTO": "insert", "UPDATE": "update", "DELETE FROM": "delete"}
 
 def profile(run: Run) -> Profile:
     """What each order costs PostgreSQL, statement by statement (pg_stat_statements)."""
-    given = {"shared_preload_libraries": "pg_stat_statements"}
+    given = {"shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track": "all"}
     with (
         PostgresServer(Path(run.folder) / "profile", settings=given) as postgres,
         Stage(postgres, run.folder) as stage,
@@ -168,5 +168,7 @@ def _statement(row: Any, orders: int) -> Statement:
 
 def _title(query: str) -> str:
     """What a statement writes; its first words where it writes nothing."""
+    if "FROM tcc_apply_" in query:
+        return "the call of a batch, with all that the function does"
     writes = [f"{_WORDS[how]} {table}" for how, table in _WRITES.findall(query)]
     return ", ".join(dict.fromkeys(writes)) or " ".join(query.split())[:60]

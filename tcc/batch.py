@@ -79,7 +79,7 @@ class _Refused(NamedTuple):
 
 
 class Batcher:
-    """One database's queues, and as many batches at a time as there are runners, each with a connection of its own.
+    """One database's queues, and one batch at a time, or two, each with a connection of its own.
 
     A batch is of tries (and what begins transactions), or of moves: each locks what reservations share, such as stock,
     in a statement of its own, and a transaction that locked it twice could deadlock with another.

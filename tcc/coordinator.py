@@ -18,7 +18,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from tcc import reads, reservations, transactions
+from tcc import reads
 from tcc.asking import Asking, fields
 from tcc.batch import Batcher
 from tcc.commands import (
@@ -27,7 +27,6 @@ from tcc.commands import (
     BranchPlan,
     Command,
     Context,
-    Foreseen,
     Move,
     MoveTransaction,
     Outcome,
@@ -39,6 +38,7 @@ from tcc.errors import Rejected, Unavailable
 from tcc.groups import Group, Result
 from tcc.idempotency import Claim, KeyRef, Reply
 from tcc.ids import new_id
+from tcc.knowledge import BranchState, Transaction, branch_of, foreseen_of, learned_of
 from tcc.machine import TERMINAL, TRANSACTION, Event, Reason, State
 from tcc.protocols.tcc import (
     AskBranch,
@@ -61,34 +61,6 @@ MAX_ROUNDS: Final = 64
 """More rounds than any transaction needs between two waits; a driver that has taken them calls a person."""
 
 
-class BranchState(msgspec.Struct, frozen=True):
-    """A branch as far as a driver knows it. `refusal` where a Try was refused and left no row."""
-
-    plan: BranchPlan
-    view: ReservationView | None = None
-    unknown: bool = False
-    """Its database is away, so that there is no saying; such a transaction can be shown, but not driven."""
-    refusal: str | None = None
-    detail: Any = None
-
-    @property
-    def state(self) -> State | None:
-        """None while it was never recorded."""
-        return State.REFUSED if self.refusal else (self.view.state if self.view else None)
-
-
-class Transaction(msgspec.Struct, frozen=True):
-    """A transaction as far as a driver knows it. `overdue`: its deadline has passed, says the database's clock.
-
-    `reply`: to the request that it is driven for, as the driver's own commit left it under that request's key.
-    """
-
-    view: TransactionView
-    branches: tuple[BranchState, ...]
-    overdue: bool = False
-    reply: Reply | None = None
-
-
 TransactionReply = Callable[[Transaction], Reply | None]
 """The reply to the request that began a transaction, or None while there is nothing final to say."""
 
@@ -105,11 +77,11 @@ class Begun(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """The steps of a round that one database takes, in one group. `whole`: the transaction's own among them."""
+    """The steps of a round that one database takes, in one group. `last`: see `_is_last`."""
 
     place: Batcher
     steps: tuple[Step, ...]
-    whole: bool
+    last: bool
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -166,9 +138,10 @@ class Coordinator:
 
         def learned(outcomes: Sequence[Outcome[Any]]) -> Transaction:
             begun: Any = outcomes[0].view
-            return _learned(Transaction(begun, nothing), steps, outcomes[1:])
+            return learned_of(Transaction(begun, nothing), steps, outcomes[1:])
 
-        group = Group(commands=[begin, *commands], claim=claim, render=lambda outcomes: reply(learned(outcomes)))
+        render = (lambda outcomes: reply(learned(outcomes))) if _is_last(steps) else None
+        group = Group(commands=[begin, *commands], claim=claim, render=render)
         result = await self._stores.home.submit(group)
         return Begun(None if result.held else learned(result.outcomes), result)
 
@@ -207,12 +180,12 @@ class Coordinator:
             else:
                 raise page
 
-        def branch_of(view: TransactionView, plan: BranchPlan) -> BranchState:
+        def state_of(view: TransactionView, plan: BranchPlan) -> BranchState:
             there = found.get((plan.resource, plan.id))
-            return _branch(view, plan, there, unknown=self._stores.of(plan.resource) in away)
+            return branch_of(view, plan, there, unknown=self._stores.of(plan.resource) in away)
 
         return [
-            Transaction(view, tuple([branch_of(view, plan) for plan in of_view]))
+            Transaction(view, tuple([state_of(view, plan) for plan in of_view]))
             for view, of_view in zip(views, plans, strict=True)
         ]
 
@@ -260,7 +233,7 @@ class Coordinator:
 
         def learned(outcomes: Sequence[Outcome[Any]]) -> Transaction | None:
             # Where somebody else has decided since it was read, what was read of its branches is out of date as well.
-            return _learned(known, steps, outcomes) if outcomes[0].code == DONE else None
+            return learned_of(known, steps, outcomes) if outcomes[0].code == DONE else None
 
         def render_all(outcomes: Sequence[Outcome[Any]]) -> Reply | None:
             if not outcomes[0].ok:
@@ -268,7 +241,7 @@ class Coordinator:
             transaction = learned(outcomes)
             return reply(transaction) if transaction else None
 
-        foreseen = _foreseen(known, steps, commands)
+        foreseen = foreseen_of(known, steps, commands)
         group = Group(commands=commands, claim=claim, render=render_all, foreseen=foreseen)
         result = await self._stores.home.submit(group)
         return Begun(None if result.held else learned(result.outcomes), result)
@@ -404,10 +377,10 @@ class Coordinator:
                 or self._command(context, step, view.id, plans, ttl_seconds, view.reference, cap)
                 for step in part.steps
             ]
-            foreseen = _foreseen(transaction, part.steps, commands)
-            if not part.whole or reply is None:
+            foreseen = foreseen_of(transaction, part.steps, commands)
+            if not part.last or reply is None:
                 return await part.place.submit(Group(commands=commands, foreseen=foreseen))
-            render = lambda outcomes: reply(_learned(transaction, part.steps, outcomes))  # noqa: E731
+            render = lambda outcomes: reply(learned_of(transaction, part.steps, outcomes))  # noqa: E731
             group = Group(commands=commands, answers=answers, render=render, foreseen=foreseen)
             return await part.place.submit(group)
 
@@ -416,7 +389,7 @@ class Coordinator:
         # Most rounds are one thing, which needs no task of its own.
         done: list[Any] = [await tasks[0]] if len(tasks) == 1 else await asyncio.gather(*tasks)
         for part, result in zip(parts, done, strict=False):
-            transaction = _learned(transaction, part.steps, result.outcomes, result.reply)
+            transaction = learned_of(transaction, part.steps, result.outcomes, result.reply)
         return transaction, dict(zip(asks, done[len(parts) :], strict=True))
 
     async def _postpone(
@@ -432,7 +405,7 @@ class Coordinator:
         result = await self._stores.home.submit(Group(commands=[command]))
         if attention:
             log.warning("attention", transaction_id=str(transaction.view.id), why=attention)
-        return _learned(transaction, [MoveWhole(Event.POSTPONE)], result.outcomes)
+        return learned_of(transaction, [MoveWhole(Event.POSTPONE)], result.outcomes)
 
     def _find_round(self, known: Known, due: tuple[Step, ...]) -> Round:
         """What can be done at once: what is due, or else what the plan says."""
@@ -448,10 +421,7 @@ class Coordinator:
         by_place: dict[Batcher, list[Step]] = {}
         for step in steps:
             by_place.setdefault(self._place(step), []).append(step)
-        return tuple(
-            Part(place, tuple(these), any(isinstance(step, MoveWhole) for step in these))
-            for place, these in by_place.items()
-        )
+        return tuple(Part(place, tuple(these), _is_last(these)) for place, these in by_place.items())
 
     def _find_stretch(self, known: Known, due: tuple[Step, ...], place: Batcher | None) -> tuple[Step, ...]:
         """As many steps as one round can take: those that are due, then those that will be once they have come out
@@ -534,13 +504,13 @@ class Coordinator:
                 raise AssertionError(f"{step} is not a command")
 
 
-def _branch(
-    whole: TransactionView, planned: BranchPlan, found: ReservationView | None, unknown: bool = False
-) -> BranchState:
-    """A branch, from the row under its id. One that somebody else has put there is not ours: as good as refused."""
-    if found is not None and found.transaction_id != whole.id:
-        return BranchState(planned, refusal="id_reused")
-    return BranchState(planned, found, unknown)
+_LAST: Final = frozenset({Event.TRY_SUCCEEDED, Event.CONFIRM_SUCCEEDED, Event.CANCEL_SUCCEEDED})
+
+
+def _is_last(steps: Sequence[Step]) -> bool:
+    """Whether the transaction comes to its end, or to wait for its client, by these steps: only then can there be a
+    reply to store with them."""
+    return any(isinstance(step, MoveWhole) and step.event in _LAST for step in steps)
 
 
 def _attention(branch: BranchState) -> str | None:
@@ -552,43 +522,3 @@ def _answer_to(step: Step, prepared: Mapping[int, Move]) -> Move | None:
     """The command that an answer from outside has already been turned into, if it is this step's."""
     move = prepared.get(step.branch.index) if isinstance(step, MoveBranch) else None
     return move if move and isinstance(step, MoveBranch) and move.event is step.event else None
-
-
-def _foreseen(transaction: Transaction, steps: Sequence[Step], commands: Sequence[Any]) -> Sequence[Foreseen] | None:
-    """What commands leave behind if nobody else moves anything before; None where there is no saying."""
-    foreseen: list[Foreseen] = []
-    whole, branches = transaction.view, [branch.view for branch in transaction.branches]
-    for step, command in zip(steps, commands, strict=True):
-        after = None
-        if isinstance(step, MoveWhole):
-            after = transactions.foresee(whole, command)
-            whole = after.view if after else whole
-        elif isinstance(step, MoveBranch) and (before := branches[step.branch.index]):
-            after = reservations.foresee(before, command, external=step.branch.external)
-            branches[step.branch.index] = after.view if after else before
-        if after is None:
-            return None
-        foreseen.append(after)
-    return foreseen
-
-
-def _learned(
-    transaction: Transaction, steps: Sequence[Step], outcomes: Sequence[Outcome[Any]], reply: Reply | None = None
-) -> Transaction:
-    """What is known after commands; those behind one that failed have no outcome."""
-    view, overdue, branches = transaction.view, transaction.overdue, list(transaction.branches)
-    for step, outcome in zip(steps, outcomes, strict=False):
-        if isinstance(step, MoveWhole):
-            view = outcome.view or view
-            if outcome.code == "expired":
-                overdue = view.state in (State.TRYING, State.TRIED)
-            elif outcome.code == "not_expired":
-                overdue = False
-        elif isinstance(step, (TryBranch, MoveBranch)):
-            branch = branches[step.branch.index]
-            branches[step.branch.index] = (
-                BranchState(branch.plan, refusal=outcome.code, detail=outcome.detail)
-                if outcome.view is None and isinstance(step, TryBranch)
-                else _branch(view, branch.plan, outcome.view)
-            )
-    return Transaction(view, tuple(branches), overdue, reply or transaction.reply)

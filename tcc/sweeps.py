@@ -20,10 +20,10 @@ from sqlalchemy import text
 from tcc import idempotency
 from tcc.batch import Batcher
 from tcc.commands import Context, Outcome, ReservationView
-from tcc.coordinator import Transaction
 from tcc.db import Database, Failure, failure_of
 from tcc.errors import Unavailable
 from tcc.ids import new_id
+from tcc.knowledge import Transaction
 from tcc.machine import RESTING, TERMINAL, Event, Reason, State
 from tcc.reservations import reservation_view
 from tcc.resource import Finding

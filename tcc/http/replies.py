@@ -10,11 +10,11 @@ from uuid import UUID
 import msgspec
 
 from tcc.commands import Outcome, ReservationView
-from tcc.coordinator import BranchState, Transaction
 from tcc.errors import Blame, TccError, Unavailable
 from tcc.groups import FORGET
 from tcc.http.problems import Problem, Problems
 from tcc.idempotency import Reply
+from tcc.knowledge import BranchState, Transaction
 from tcc.machine import RESTING, Reason, State
 
 _encode = msgspec.json.Encoder().encode

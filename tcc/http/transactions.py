@@ -15,7 +15,6 @@ from litestar.params import FromPath
 
 from tcc import reads
 from tcc.commands import Context, Outcome
-from tcc.coordinator import BranchState, Transaction
 from tcc.errors import FieldError, Rejected, Unavailable
 from tcc.http.bodies import Extend, begin_type, branch_type, ttl_of
 from tcc.http.direct import ONE, Handler
@@ -35,6 +34,7 @@ from tcc.http.requests import (
 from tcc.http.respond import Current, replay, respond, within
 from tcc.idempotency import Claim, Held, KeyRef, Reply
 from tcc.ids import new_id
+from tcc.knowledge import BranchState, Transaction
 from tcc.machine import RESTING, Event, Reason, State
 from tcc.resource import Money, Resource
 from tcc.service import Service

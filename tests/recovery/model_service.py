@@ -15,10 +15,10 @@ import msgspec
 from resources.registry import RESOURCES
 from tcc import idempotency, reads
 from tcc.commands import Context, Outcome
-from tcc.coordinator import Transaction
 from tcc.groups import FORGET
 from tcc.idempotency import Held, KeyRef, Reply, fingerprint
 from tcc.ids import new_id
+from tcc.knowledge import Transaction
 from tcc.machine import Event, Reason
 from tcc.service import Service, open_service
 from tcc.settings import Settings

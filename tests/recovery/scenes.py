@@ -16,11 +16,11 @@ from sqlalchemy.engine import make_url
 
 from tcc.checks import findings
 from tcc.commands import Context, Outcome, ReservationView
-from tcc.coordinator import Transaction
 from tcc.dev.servers import PostgresServer, ValkeyServer
 from tcc.groups import Group, Result
 from tcc.idempotency import Claim, KeyRef, fingerprint
 from tcc.ids import new_id
+from tcc.knowledge import Transaction
 from tcc.machine import TERMINAL, Event, Reason, State
 from tcc.resource import Finding
 from tcc.service import Service

@@ -12,10 +12,10 @@ import pytest
 
 from tcc.asking import Asking, fields
 from tcc.commands import Move, MoveTransaction
-from tcc.coordinator import Transaction
 from tcc.errors import Rejected
 from tcc.groups import Group
 from tcc.ids import new_id
+from tcc.knowledge import Transaction
 from tcc.machine import Event, Reason, State
 from tcc.service import Service
 from tcc.sweeps import Sweeper

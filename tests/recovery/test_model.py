@@ -25,9 +25,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tcc.coordinator import Transaction
 from tcc.idempotency import Held
 from tcc.ids import new_id
+from tcc.knowledge import Transaction
 from tests.recovery.model import Ask, Book, Claim, Fate, Key, Reservation, Shelf, Whole
 from tests.recovery.model_service import Rows, Tenant, World, asked, opened
 

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from tcc.commands import DONE, Move, Outcome, ReservationView, Try
-from tcc.coordinator import Transaction
 from tcc.errors import Overloaded, TccError
 from tcc.groups import Group
 from tcc.idempotency import Claim, KeyRef
 from tcc.ids import new_id
+from tcc.knowledge import Transaction
 from tcc.machine import Event, Reason, State
 from tcc.service import Service
 from tests.client import Answer, Api, serving, whole_order

@@ -53,8 +53,13 @@ time that there is for each. What is halved since the server refuses it is tried
 WAIT_SECONDS: Final = 5.0
 """How long a group may wait to be taken. After that its caller is told that nothing was done, which is then so."""
 
+AT_A_TIME: Final = 16
+"""So many callers are told at once what became of their groups, in a crowd. Each has much to do then; and the event
+loop takes one new connection each time that it comes round, and those are to be refused soon."""
 
 SURPRISE: Final = 0.1
+"""How much one batch counts that came out other than foreseen."""
+
 MANY_SURPRISES: Final = 0.3
 """About this share of the last ten batches: to try the short way in vain costs more than what it saves then."""
 
@@ -290,9 +295,11 @@ class Batcher:
                 self._metrics.batch_size.observe(len(part))
                 self._metrics.batch_seconds.observe(time.perf_counter() - started)
                 self._count(part, results)
-                for entry, result in zip(part, results, strict=True):
+                for told, (entry, result) in enumerate(zip(part, results, strict=True), start=1):
                     if not entry.future.done():
                         entry.future.set_result(result)
+                    if told % AT_A_TIME == 0 and self.crowded():
+                        await asyncio.sleep(0)
                 return None
         raise AssertionError
 

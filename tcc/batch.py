@@ -36,10 +36,6 @@ log = structlog.get_logger(__name__)
 HEAVY: Final = 12
 """Commands per group of a full batch, at the most: large transactions share their commit with fewer others."""
 
-RUNNERS: Final = 2
-"""Batches at a time, at the most. Two small ones cost more than one large: the second is begun beside the first only if
-it is full, or the first takes long."""
-
 LONG_SECONDS: Final = 0.1
 """How long a batch may take before another is begun beside it: it waits for a lock, perhaps, and others need not."""
 
@@ -120,7 +116,7 @@ class Batcher:
         self._closing = False
         self._surprises = {True: 0.0, False: 0.0}
         """How much batches of tries, and of moves, came out other than foreseen of late."""
-        self._connections: list[AsyncConnection | None] = [None] * RUNNERS
+        self._connections: list[AsyncConnection | None] = [None, None]
         self._tasks = [
             asyncio.create_task(self._run(), name=f"batches of {database.name}"),
             asyncio.create_task(self._assist(), name=f"batches beside others of {database.name}"),
@@ -198,7 +194,8 @@ class Batcher:
             self._needed.set()
 
     def _is_needed(self) -> bool:
-        """Whether another batch is to be begun beside the first runner's."""
+        """Whether another batch is to be begun beside the first runner's. Two small ones cost more than one large: it
+        has to be full, or the first takes long."""
         waiting = max(len(self._moves), len(self._tries))
         return waiting >= self._batch or (self._long and waiting > 0)
 
@@ -344,11 +341,9 @@ class Batcher:
         """Apply and commit groups: in one call, if they come out as foreseen, or else in a transaction that stays open
         while their replies are written. What surprises often, since something is sold out, isn't tried in vain."""
         tries = groups[0].tries()
-        if not self.database.at_once:
-            pass
-        elif self._surprises[tries] > MANY_SURPRISES:
+        if self._surprises[tries] > MANY_SURPRISES:
             self._surprises[tries] *= 1 - SURPRISE / 10
-        else:
+        elif self.database.at_once:
             try:
                 async with self.database.alone(connection):
                     results = await apply_as_foreseen(connection, groups, self._kinds)

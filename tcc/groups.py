@@ -171,11 +171,10 @@ class _Running:
 
 
 class _Stage(NamedTuple):
-    """A step, and whose commands are in it, how many of each."""
+    """A step and its number, and whose commands are in it, how many of each."""
 
     number: int
-    commands: Sequence[Command]
-    foreseen: Sequence[Foreseen | None]
+    step: Step
     read: Read
     members: Sequence[tuple[_Running, int]]
 
@@ -269,8 +268,8 @@ def _planned(groups: Sequence[Group], kinds: Kinds) -> tuple[list[_Running], lis
                 commands += these
                 foreseen += foreseen_of_these
                 of += [n] * len(these)
-        steps.append(Step(kind.name, commands, of, [expected.seen if expected else None for expected in foreseen]))
-        stages.append(_Stage(number, commands, foreseen, kind.read, members))
+        steps.append(Step(kind.name, commands, of, foreseen))
+        stages.append(_Stage(number, steps[-1], kind.read, members))
     return running, steps, stages
 
 
@@ -283,7 +282,7 @@ def _split(stages: Sequence[_Stage], rows: Sequence[Any]) -> tuple[Sequence[Any]
 def _take(of_stages: Sequence[tuple[_Stage, Sequence[Any]]]) -> None:
     """Give groups their outcomes."""
     for stage, rows in of_stages:
-        outcomes = iter(stage.read(stage.commands, stage.foreseen, rows))
+        outcomes = iter(stage.read(stage.step.commands, stage.step.foreseen, rows))
         for r, count in stage.members:
             r.take([next(outcomes) for _ in range(count)])
 

@@ -128,10 +128,6 @@ class Machine(msgspec.Struct, frozen=True):
         )
         return msgspec.structs.replace(self, transitions=through)
 
-    def targets(self) -> dict[tuple[Event, State], State]:
-        """The state that an event leads to from another, where it may happen."""
-        return {(t.event, t.source): t.target for t in self.transitions}
-
     def guarded(self, guard: Guard) -> str:
         """The events that have a guard, as a SQL list. An event has the same one in whatever state it finds."""
         return ", ".join(f"'{event}'" for event in sorted({t.event for t in self.transitions if t.guard is guard}))

@@ -13,14 +13,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tcc.commands import MOMENT
+from tcc.commands import MOMENT, Foreseen
 from tcc.db import fetch
 from tcc.promises import COLUMNS, MARK, Promise, columns_of, held_sql, keep_sql
 from tcc.resource import Resource
@@ -59,13 +58,13 @@ def move_kind(resource: str) -> str:
 
 
 class Step(msgspec.Struct, frozen=True):
-    """Commands of one kind, and for each the number of the group that it belongs to, and when the row that it moves
-    was seen, if what it leaves behind need not be told."""
+    """Commands of one kind, and for each the number of the group that it belongs to, and what it leaves behind where
+    that is foreseen, and need not be told."""
 
     kind: str
     commands: Sequence[Any]
     groups: Sequence[int]
-    seen: Sequence[datetime | None]
+    foreseen: Sequence[Foreseen | None]
 
 
 class Statements(msgspec.Struct, frozen=True):
@@ -129,7 +128,7 @@ RETURNS SETOF record LANGUAGE plpgsql AS $tcc${body}$tcc$"""
                 "batches": [_encode(step.commands).decode() for step in steps],
                 "sizes": [len(step.commands) for step in steps],
                 "groups": [group for step in steps for group in step.groups],
-                "seens": [seen for step in steps for seen in step.seen],
+                "seens": [expected and expected.seen for step in steps for expected in step.foreseen],
                 "moment": MOMENT,
                 "strict": strict,
                 "watched": watched,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
@@ -156,7 +157,8 @@ def _verdict(machine: Machine, event: Event, row: Sequence[Any], seen: Any) -> s
 
 
 _AHEAD: Final = frozenset(Event) - {Event.POSTPONE, Event.RETRY, Event.EXTEND}
-_TARGETS: Final = {True: RESERVATION.targets(), False: RESERVATION.local().targets()}
+_TARGET: Final = {True: cache(RESERVATION.target), False: cache(RESERVATION.local().target)}
+"""By whether the effects are elsewhere."""
 
 
 def followed(view: Any, command: Move | MoveTransaction, target: State | None, **more: Any) -> Foreseen | None:
@@ -182,7 +184,7 @@ def foresee(view: ReservationView, command: Move, *, external: bool) -> Foreseen
     """What a move leaves behind if nobody else moves the reservation before; None where there is no saying."""
     cap = command.cap or view.extendable_until
     until = min(view.expires_at, cap) if cap else view.expires_at
-    target = _TARGETS[external].get((command.event, view.state))
+    target = _TARGET[external](command.event, view.state)
     return followed(view, command, target, expires_at=until, extendable_until=cap)
 
 

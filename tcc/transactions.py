@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from operator import itemgetter
 from typing import Any, Final
 
@@ -60,13 +61,13 @@ def as_asked(command: Begin, now: datetime) -> TransactionView:
     )
 
 
-_TARGETS: Final = TRANSACTION.targets()
+_target: Final = cache(TRANSACTION.target)
 
 
 def foresee(view: TransactionView, command: MoveTransaction) -> Foreseen | None:
     """What a move leaves behind if nobody else moves the transaction before; None where there is no saying."""
     until = min(view.deadline, command.cap) if command.cap else view.deadline
-    return followed(view, command, _TARGETS.get((command.event, view.state)), deadline=until)
+    return followed(view, command, _target(command.event, view.state), deadline=until)
 
 
 def moved_transactions(

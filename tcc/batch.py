@@ -26,7 +26,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tcc.commands import DONE, MoveTransaction, Try
 from tcc.db import Database, Failure, failure_of
 from tcc.errors import OutcomeUnknown, Overloaded, TccError, Unavailable
-from tcc.groups import Group, Kinds, Result, Surprise, apply_as_foreseen, apply_groups
+from tcc.foresight import Foresight, Surprise
+from tcc.groups import Group, Kinds, Result, apply_groups
 from tcc.machine import TERMINAL, State
 from tcc.metrics import Metrics
 from tcc.resource import Resource
@@ -100,6 +101,7 @@ class Batcher:
     ) -> None:
         self.database = database
         self._kinds = Kinds(resources, lease_seconds=lease_seconds)
+        self._foresight = Foresight(resources, lease_seconds=lease_seconds)
         self._metrics = metrics
         self._batch = batch
         self._limit = queue
@@ -346,7 +348,7 @@ class Batcher:
         elif self.database.at_once:
             try:
                 async with self.database.alone(connection):
-                    results = await apply_as_foreseen(connection, groups, self._kinds)
+                    results = await self._foresight.apply(connection, groups)
             except Surprise:
                 self._surprises[tries] += SURPRISE
             else:

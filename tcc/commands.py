@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 
 from tcc.ids import new_id
-from tcc.machine import Event, State
+from tcc.machine import Event, Guard, State
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -159,13 +159,15 @@ View = TypeVar("View")
 
 
 class Foreseen(msgspec.Struct, frozen=True):
-    """What a command leaves behind if the row that it moves is as it was when it was `seen`: its `updated_at` then.
+    """What a command leaves behind if the row that it moves is as it was seen: `before`, by its `updated_at`.
 
-    In the view, as in `seen` if it is this batch itself that was to leave the row so, `MOMENT` stands for the time.
+    Where it is this batch itself that is to leave a row so, `MOMENT` stands for the time.
     """
 
     view: Any
-    seen: datetime | None = None
+    before: Any
+    guard: Guard
+    """What the clock must say."""
 
 
 MOMENT: Final = datetime(1, 1, 1, tzinfo=UTC) + timedelta(microseconds=secrets.randbelow(10**16))

@@ -111,6 +111,10 @@ class Machine(msgspec.Struct, frozen=True):
         """The state that `event` leads to from `source`, or None where it may not happen."""
         return next((t.target for t in self.transitions if t.event is event and t.source is source), None)
 
+    def guard(self, event: Event) -> Guard:
+        """What the clock must say for `event`, in whatever state it finds the row."""
+        return next((t.guard for t in self.transitions if t.event is event), Guard.ANY)
+
     def code(self, event: Event, source: State, reason: str | None) -> str:
         """What to answer when `event` found `source` and did not move it: `repeated`, or the contradiction's code."""
         if source in self.satisfied.get(event, frozenset()):
@@ -129,8 +133,8 @@ class Machine(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, transitions=through)
 
     def guarded(self, guard: Guard) -> str:
-        """The events that have a guard, as a SQL list. An event has the same one in whatever state it finds."""
-        return ", ".join(f"'{event}'" for event in sorted({t.event for t in self.transitions if t.guard is guard}))
+        """The events that have a guard, as a SQL list."""
+        return ", ".join(f"'{event}'" for event in sorted(Event) if self.guard(event) is guard)
 
     def sql_target(self, event: str, source: str) -> str:
         """A SQL expression for the state that the event in one column leads to from the state in another; null where

@@ -128,7 +128,7 @@ RETURNS SETOF record LANGUAGE plpgsql AS $tcc${body}$tcc$"""
                 "batches": [_encode(step.commands).decode() for step in steps],
                 "sizes": [len(step.commands) for step in steps],
                 "groups": [group for step in steps for group in step.groups],
-                "seens": [expected and expected.seen for step in steps for expected in step.foreseen],
+                "seens": [expected and expected.before.updated_at for step in steps for expected in step.foreseen],
                 "moment": MOMENT,
                 "strict": strict,
                 "watched": watched,

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from tcc.commands import DONE, MOMENT, REPEATED, Foreseen, Move, MoveTransaction, Outcome, ReservationView, Try, View
-from tcc.machine import RESERVATION, Event, Machine, Reason, State
+from tcc.machine import RESERVATION, Event, Guard, Machine, Reason, State
 from tcc.sql import ROW
 
 _encode = msgspec.json.Encoder().encode
@@ -159,9 +159,12 @@ def _verdict(machine: Machine, event: Event, row: Sequence[Any], seen: Any) -> s
 _AHEAD: Final = frozenset(Event) - {Event.POSTPONE, Event.RETRY, Event.EXTEND}
 _TARGET: Final = {True: cache(RESERVATION.target), False: cache(RESERVATION.local().target)}
 """By whether the effects are elsewhere."""
+_guard: Final = cache(RESERVATION.guard)
 
 
-def followed(view: Any, command: Move | MoveTransaction, target: State | None, **more: Any) -> Foreseen | None:
+def followed(
+    view: Any, command: Move | MoveTransaction, target: State | None, guard: Guard, **more: Any
+) -> Foreseen | None:
     """What the event that leads to `target` leaves behind if nobody else moves the row before; None where there is no
     saying."""
     if target is None or command.event not in _AHEAD:
@@ -177,15 +180,20 @@ def followed(view: Any, command: Move | MoveTransaction, target: State | None, *
         updated_at=MOMENT,
         **more,
     )
-    return Foreseen(after, view.updated_at)
+    return Foreseen(after, view, guard)
 
 
 def foresee(view: ReservationView, command: Move, *, external: bool) -> Foreseen | None:
     """What a move leaves behind if nobody else moves the reservation before; None where there is no saying."""
+    if command.transaction_id != view.transaction_id:
+        return None
     cap = command.cap or view.extendable_until
     until = min(view.expires_at, cap) if cap else view.expires_at
     target = _TARGET[external](command.event, view.state)
-    return followed(view, command, target, expires_at=until, extendable_until=cap)
+    guard = _guard(command.event)
+    if guard is Guard.LIVE and command.transaction_id:  # its time is that of its transaction
+        guard = Guard.ANY
+    return followed(view, command, target, guard, expires_at=until, extendable_until=cap)
 
 
 def moved_reservations(

@@ -20,9 +20,9 @@ from tcc.resource import Effects
 
 _RESTING: Final = ", ".join(f"'{state}'" for state in sorted(RESTING))
 
-_COMMAND_COLUMNS: Final = "tenant_id text, id uuid, correlation_id text, actor text, entry_id uuid"
+COMMAND_COLUMNS: Final = "tenant_id text, id uuid, correlation_id text, actor text, entry_id uuid"
 
-_MOVE_COLUMNS: Final = f"""{_COMMAND_COLUMNS}, event text, reason text, ttl_seconds float8, retry_seconds float8,
+_MOVE_COLUMNS: Final = f"""{COMMAND_COLUMNS}, event text, reason text, ttl_seconds float8, retry_seconds float8,
       cap timestamptz, attention text, detail jsonb"""
 
 _BRANCH_COLUMNS: Final = ", transaction_id uuid, exchanges jsonb"
@@ -96,15 +96,20 @@ def row_of(view: str = "", relation: str = "", **given: str) -> str:
 def _cmd(columns: str, resource: str | None = None) -> str:
     """The commands as rows, numbered from 1 in `ord`. `resource`, where there is one, is a column as any other: a
     constant part of a key would invite the planner to scan all rows that have it."""
-    names = ", ".join(column.split()[0] for column in columns.replace("\n", " ").split(","))
     constant = f", CAST('{resource}' AS text) AS resource" if resource else ""
-    return f"""cmd AS MATERIALIZED (
+    return rows_of("cmd", "commands", columns, constant, "WHERE c.ord <> ALL (CAST(:skip AS bigint[]))")
+
+
+def rows_of(name: str, parameter: str, columns: str, constant: str = "", where: str = "") -> str:
+    """A JSON array as the rows of a common table expression, numbered from 1 in `ord`."""
+    names = ", ".join(column.split()[0] for column in columns.replace("\n", " ").split(","))
+    return f"""{name} AS MATERIALIZED (
   SELECT c.*{constant}
-  FROM ROWS FROM (jsonb_to_recordset(CAST(:commands AS jsonb)) AS ({columns})) WITH ORDINALITY AS c({names}, ord)
-  WHERE c.ord <> ALL (CAST(:skip AS bigint[])))"""
+  FROM ROWS FROM (jsonb_to_recordset(CAST(:{parameter} AS jsonb)) AS ({columns})) WITH ORDINALITY AS c({names}, ord)
+  {where})"""
 
 
-def _with(*parts: str) -> str:
+def joined(*parts: str) -> str:
     return "WITH " + ",\n".join(part.strip().rstrip(",") for part in parts if part.strip())
 
 
@@ -117,30 +122,30 @@ def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
     held = State.TRYING if external else State.TRIED
     due_seconds = "LEAST(a.ttl_seconds, :lease_seconds)" if external else "a.ttl_seconds"
     due = f"CASE WHEN a.transaction_id IS NULL THEN a.now + make_interval(secs => {due_seconds}) END"
-    columns = f"{_COMMAND_COLUMNS}, transaction_id uuid, reference text, claim jsonb, ttl_seconds float8"
+    columns = f"{COMMAND_COLUMNS}, transaction_id uuid, reference text, claim jsonb, ttl_seconds float8"
     refuses = bool(effects.decide)
     written = [
-        f"SELECT a.*, '{held}' AS state, NULL::text AS code, NULL::jsonb AS detail, {due} AS due_at FROM accepted a"
+        f"SELECT a.*, '{held}' AS state, NULL::text AS code, NULL::jsonb AS detail, {due} AS due_at FROM {resource}_accepted a"
     ]
     exceptions = ["SELECT n.ord, 'known' AS how, n.ok, false AS kept, NULL::jsonb AS detail FROM known n"]
     if refuses:
-        written.append("""SELECT f.*, k.now, 'refused', d.code, d.detail, NULL
-  FROM refused d JOIN fresh f ON f.ord = d.ord CROSS JOIN clock k WHERE d.kept AND d.code <> 'again'""")
-        exceptions.append("SELECT d.ord, d.code, false, d.kept, d.detail FROM refused d")
+        written.append(f"""SELECT f.*, k.now, 'refused', d.code, d.detail, NULL
+  FROM {resource}_refused d JOIN {resource}_fresh f ON f.ord = d.ord CROSS JOIN clock k WHERE d.kept AND d.code <> 'again'""")
+        exceptions.append(f"SELECT d.ord, d.code, false, d.kept, d.detail FROM {resource}_refused d")
     return (
-        _with(
+        joined(
             _cmd(columns, resource),
             f"""known AS MATERIALIZED (
   SELECT c.ord, {_SAME} AND r.state NOT IN ('refused', 'cancelled', 'cancelling') AS ok
   FROM cmd c JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id)""",
-            """fresh AS MATERIALIZED (
+            f"""{resource}_fresh AS MATERIALIZED (
   SELECT c.* FROM cmd c WHERE c.ord NOT IN (SELECT n.ord FROM known n))""",
             effects.decide,
             f"""clock AS MATERIALIZED (
-  SELECT clock_timestamp() AS now{", count(*) AS refused FROM refused" if refuses else ""})""",
-            f"""accepted AS MATERIALIZED (
-  SELECT f.*, k.now FROM fresh f CROSS JOIN clock k
-  {"WHERE f.ord NOT IN (SELECT d.ord FROM refused d)" if refuses else ""})""",
+  SELECT clock_timestamp() AS now{f", count(*) AS refused FROM {resource}_refused" if refuses else ""})""",
+            f"""{resource}_accepted AS MATERIALIZED (
+  SELECT f.*, k.now FROM {resource}_fresh f CROSS JOIN clock k
+  {f"WHERE f.ord NOT IN (SELECT d.ord FROM {resource}_refused d)" if refuses else ""})""",
             f"""written AS MATERIALIZED (
   {" UNION ALL ".join(written)})""",
             """recorded AS (
@@ -170,7 +175,7 @@ _SAME: Final = "r.claim = c.claim AND r.transaction_id IS NOT DISTINCT FROM c.tr
 def found_sql(resource: str) -> str:
     """The reservations that are there under the ids of commands."""
     return (
-        _with(_cmd("tenant_id text, id uuid, transaction_id uuid, claim jsonb", resource))
+        joined(_cmd("tenant_id text, id uuid, transaction_id uuid, claim jsonb", resource))
         + f"""
 SELECT {row_of(RESERVATION_VIEW, "r", ord="c.ord", how="'there'", ok="true", same=_SAME)}
 FROM cmd c JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id"""
@@ -180,14 +185,14 @@ FROM cmd c JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.
 def found_transactions_sql() -> str:
     """The transactions that are there under the ids of commands."""
     return (
-        _with(_cmd("tenant_id text, id uuid"))
+        joined(_cmd("tenant_id text, id uuid"))
         + f"""
 SELECT {row_of(TRANSACTION_VIEW, "r", ord="c.ord", how="'there'", ok="true", same="true")}
 FROM cmd c JOIN transactions r ON r.id = c.id AND r.tenant_id = c.tenant_id"""
     )
 
 
-_SET: Final = """state = j.target,
+SET: Final = """state = j.target,
     reason = COALESCE(j.reason, r.reason),
     expires_at = j.until,
     expires_cap = COALESCE(j.cap, r.expires_cap),
@@ -201,7 +206,7 @@ _SET: Final = """state = j.target,
 
 _LEASE: Final = "CAST(:lease_seconds AS float8)"
 
-_DUE: Final = f"""CASE
+DUE: Final = f"""CASE
       WHEN j.attention IS NOT NULL THEN CASE WHEN j.target = 'trying' THEN j.until END
       WHEN j.event = 'retry' THEN j.now
       WHEN j.target = 'tried' THEN j.until
@@ -213,6 +218,9 @@ _DUE: Final = f"""CASE
     END"""
 """When a row is due to a sweep. A time that is good enough is kept: an update that changes no indexed column touches no
 index."""
+
+
+DECIDED_AT: Final = "CASE WHEN j.target NOT IN ('trying', 'tried') THEN COALESCE(r.decided_at, j.now) END"
 
 
 def _locked(columns: str, table: str, resource: str | None = None) -> list[str]:
@@ -261,7 +269,7 @@ def _moved_rows(table: str, assignments: str) -> str:
     of_resource = " AND r.resource = j.resource" if table == "reservations" else ""
     exchanges = "j.exchanges" if table == "reservations" else "NULL::jsonb"
     return f"""moved_rows AS (
-  UPDATE {table} r SET {_SET},
+  UPDATE {table} r SET {SET},
     {assignments}
   FROM judged j
   WHERE r.id = j.id{of_resource} AND r.tenant_id = j.tenant_id
@@ -317,11 +325,11 @@ FROM cmd c CROSS JOIN clock k WHERE c.ord NOT IN (SELECT l.ord FROM locked l)"""
 
 def _moving(locked: Sequence[str], resource: str, effects: Effects, *, external: bool) -> str:
     """What becomes of rows that are locked."""
-    return _with(
+    return joined(
         *locked,
         *_judged(RESERVATION if external else RESERVATION.local(), branch=True),
-        _moved_rows("reservations", f"due_at = CASE WHEN j.owner IS NULL THEN {_DUE} END"),
-        """moved AS (
+        _moved_rows("reservations", f"due_at = CASE WHEN j.owner IS NULL THEN {DUE} END"),
+        f"""{resource}_moved AS (
   SELECT m.ord, m.tenant_id, m.id, m.transaction_id, m.claim, m.event, m.source, m.state AS target,
     m.detail, m.now
   FROM moved_rows m)""",
@@ -381,8 +389,8 @@ def bury_sql(resource: str) -> str:
     A row that is there by now is not tried to be inserted, which would wait for whoever is moving it.
     """
     return (
-        _with(
-            _cmd(f"{_COMMAND_COLUMNS}, transaction_id uuid", resource),
+        joined(
+            _cmd(f"{COMMAND_COLUMNS}, transaction_id uuid", resource),
             "clock AS MATERIALIZED (SELECT clock_timestamp() AS now)",
             """tombstones AS (
   INSERT INTO reservations (tenant_id, resource, id, state, reason, transaction_id, claim, expires_at, created_at,
@@ -411,10 +419,10 @@ SELECT {row_of(RESERVATION_VIEW, "b", now="b.created_at", ord="b.ord", how="'bur
 
 def begin_sql() -> str:
     """Transactions recorded: a row for each that was there already."""
-    columns = f"""{_COMMAND_COLUMNS}, reference text, confirm text, branches jsonb, ttl_seconds float8,
+    columns = f"""{COMMAND_COLUMNS}, reference text, confirm text, branches jsonb, ttl_seconds float8,
       retry_seconds float8"""
     return (
-        _with(
+        joined(
             _cmd(columns),
             "clock AS MATERIALIZED (SELECT clock_timestamp() AS now)",
             """known AS MATERIALIZED (
@@ -442,14 +450,13 @@ FROM clock k LEFT JOIN known n ON true"""
 
 def move_transaction_sql() -> str:
     """Transactions moved: as `move_sql`."""
-    return _with(
+    return joined(
         *_locked(_MOVE_COLUMNS, "transactions"),
         *_judged(TRANSACTION, branch=False),
         _moved_rows(
             "transactions",
-            f"""due_at = {_DUE},
-    decided_at = CASE WHEN j.target IN ('confirming', 'cancelling') THEN COALESCE(r.decided_at, j.now)
-                      ELSE r.decided_at END""",
+            f"""due_at = {DUE},
+    decided_at = {DECIDED_AT}""",
         ),
         _journaled(None),
     ) + _outcomes(TRANSACTION, TRANSACTION_VIEW, missing="false")
@@ -458,7 +465,7 @@ def move_transaction_sql() -> str:
 def lock_transactions_sql() -> str:
     """Transactions locked before anything of theirs, in order, so that two drivers of the same ones can't deadlock."""
     return (
-        _with(_cmd("tenant_id text, id uuid"))
+        joined(_cmd("tenant_id text, id uuid"))
         + """
 SELECT r.id FROM transactions r JOIN cmd c ON r.id = c.id AND r.tenant_id = c.tenant_id
 ORDER BY r.tenant_id, r.id FOR NO KEY UPDATE OF r"""

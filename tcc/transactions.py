@@ -62,12 +62,13 @@ def as_asked(command: Begin, now: datetime) -> TransactionView:
 
 
 _target: Final = cache(TRANSACTION.target)
+_guard: Final = cache(TRANSACTION.guard)
 
 
 def foresee(view: TransactionView, command: MoveTransaction) -> Foreseen | None:
     """What a move leaves behind if nobody else moves the transaction before; None where there is no saying."""
     until = min(view.deadline, command.cap) if command.cap else view.deadline
-    return followed(view, command, _target(command.event, view.state), deadline=until)
+    return followed(view, command, _target(command.event, view.state), _guard(command.event), deadline=until)
 
 
 def moved_transactions(

@@ -20,28 +20,28 @@ _LINES = """ROWS FROM (jsonb_to_recordset({claim} -> 'lines') AS (sku text, loca
 
 EFFECTS = Effects(
     decide=f"""
-lines AS MATERIALIZED (
+inventory_lines AS MATERIALIZED (
   SELECT f.ord, f.tenant_id, x.sku, COALESCE(x.location, 'default') AS location, sum(x.quantity) AS quantity,
     min(x.line) - 1 AS line
-  FROM fresh f CROSS JOIN LATERAL {_LINES.format(claim="f.claim")}
+  FROM inventory_fresh f CROSS JOIN LATERAL {_LINES.format(claim="f.claim")}
   GROUP BY 1, 2, 3, 4),
-shelf AS MATERIALIZED (
+inventory_shelf AS MATERIALIZED (
   SELECT i.tenant_id, i.sku, i.location, i.on_hand, i.available, i.held FROM inventory_items i
-  WHERE (i.sku, i.location, i.tenant_id) IN (SELECT l.sku, l.location, l.tenant_id FROM lines l)
+  WHERE (i.sku, i.location, i.tenant_id) IN (SELECT l.sku, l.location, l.tenant_id FROM inventory_lines l)
   ORDER BY i.tenant_id, i.sku, i.location FOR NO KEY UPDATE),
-weighed AS (
+inventory_weighed AS (
   SELECT u.ord, u.tenant_id, u.sku, u.location, u.quantity, u.line, first_value(u.on_hand) OVER shelves AS on_hand,
     first_value(u.available) OVER shelves AS available, first_value(u.held) OVER shelves AS held,
     sum(u.quantity) OVER shelves AS wanted
   FROM (
     SELECT s.tenant_id, s.sku, s.location, 0 AS ord, 0 AS quantity, 0 AS line, s.on_hand, s.available, s.held
-    FROM shelf s
-    UNION ALL SELECT l.tenant_id, l.sku, l.location, l.ord, l.quantity, l.line, NULL, NULL, NULL FROM lines l) u
+    FROM inventory_shelf s
+    UNION ALL SELECT l.tenant_id, l.sku, l.location, l.ord, l.quantity, l.line, NULL, NULL, NULL FROM inventory_lines l) u
   WINDOW shelves AS (PARTITION BY u.tenant_id, u.sku, u.location ORDER BY u.ord)),
-settled AS MATERIALIZED (
+inventory_settled AS MATERIALIZED (
   SELECT w.*, bool_and(COALESCE(w.wanted <= w.available, false)) OVER (PARTITION BY w.ord) AS fits
-  FROM weighed w WHERE w.ord > 0),
-refused AS MATERIALIZED (
+  FROM inventory_weighed w WHERE w.ord > 0),
+inventory_refused AS MATERIALIZED (
   SELECT ord,
     CASE WHEN bool_or(available IS NULL) THEN 'unknown_sku'
          WHEN bool_or(quantity > available) THEN 'insufficient_stock'
@@ -54,27 +54,27 @@ refused AS MATERIALIZED (
                            'There is no SKU ' || sku || ' at ' || location || '.'),
         'requested', quantity, 'available', available) ORDER BY line)
       FILTER (WHERE available IS NULL OR quantity > available) AS detail
-  FROM settled WHERE NOT fits GROUP BY ord)""",
+  FROM inventory_settled WHERE NOT fits GROUP BY ord)""",
     on_try="""
-taken AS (
+inventory_taken AS (
   UPDATE inventory_items i SET on_hand = s.on_hand, available = s.available - s.quantity, held = s.held + s.quantity
   FROM (SELECT tenant_id, sku, location, on_hand, available, held, sum(quantity) AS quantity
-        FROM settled WHERE fits GROUP BY 1, 2, 3, 4, 5, 6) s
+        FROM inventory_settled WHERE fits AND EXISTS (SELECT FROM inventory_accepted) GROUP BY 1, 2, 3, 4, 5, 6) s
   WHERE i.sku = s.sku AND i.location = s.location AND i.tenant_id = s.tenant_id)""",
     on_move=f"""
-lines AS MATERIALIZED (
+inventory_lines AS MATERIALIZED (
   SELECT m.tenant_id, x.sku, COALESCE(x.location, 'default') AS location, sum(x.quantity) AS quantity,
     COALESCE(sum(x.quantity) FILTER (WHERE m.target = 'confirmed'), 0) AS sold
-  FROM moved m CROSS JOIN LATERAL {_LINES.format(claim="m.claim")}
+  FROM inventory_moved m CROSS JOIN LATERAL {_LINES.format(claim="m.claim")}
   WHERE m.source = 'tried' AND m.target IN ('confirmed', 'cancelled')
   GROUP BY 1, 2, 3),
-shelf AS MATERIALIZED (
+inventory_shelf AS MATERIALIZED (
   SELECT i.tenant_id, i.sku, i.location, l.quantity, l.sold
-  FROM lines l JOIN inventory_items i USING (tenant_id, sku, location)
+  FROM inventory_lines l JOIN inventory_items i USING (tenant_id, sku, location)
   ORDER BY i.tenant_id, i.sku, i.location FOR NO KEY UPDATE OF i),
-returned AS (
+inventory_returned AS (
   UPDATE inventory_items i SET held = i.held - s.quantity, on_hand = i.on_hand - s.sold, sold = i.sold + s.sold,
     available = i.available + s.quantity - s.sold
-  FROM shelf s
+  FROM inventory_shelf s
   WHERE i.sku = s.sku AND i.location = s.location AND i.tenant_id = s.tenant_id)""",
 )

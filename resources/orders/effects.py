@@ -6,7 +6,7 @@ from tcc.resource import Effects
 
 EFFECTS = Effects(
     on_try="""
-placed AS (
+orders_placed AS (
   INSERT INTO orders (tenant_id, id, number, state, customer, currency, total, lines, created_at, updated_at)
   SELECT a.tenant_id, a.id,
     upper(substr(a.id::text, 1, 8) || '-' || substr(a.id::text, 10, 4) || '-' || substr(a.id::text, 29, 8)),
@@ -14,9 +14,9 @@ placed AS (
     (SELECT sum(x.quantity * x.unit_amount)
      FROM jsonb_to_recordset(a.claim -> 'lines') AS x(quantity bigint, unit_amount bigint)),
     a.claim -> 'lines', a.now, a.now
-  FROM accepted a ORDER BY a.tenant_id, a.id)""",
+  FROM orders_accepted a ORDER BY a.tenant_id, a.id)""",
     on_move="""
-followed AS (
-  UPDATE orders o SET state = m.target, updated_at = m.now FROM moved m
+orders_followed AS (
+  UPDATE orders o SET state = m.target, updated_at = m.now FROM orders_moved m
   WHERE o.id = m.id AND o.tenant_id = m.tenant_id AND m.target IN ('confirmed', 'cancelled'))""",
 )

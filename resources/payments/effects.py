@@ -9,13 +9,13 @@ from tcc.resource import Effects
 
 EFFECTS = Effects(
     on_try="""
-intended AS (
+payments_intended AS (
   INSERT INTO payments (tenant_id, id, state, amount, currency, payment_method, created_at, updated_at)
   SELECT a.tenant_id, a.id, 'authorising', CAST(a.claim ->> 'amount' AS bigint), a.claim ->> 'currency',
     a.claim ->> 'payment_method', a.now, a.now
-  FROM accepted a ORDER BY a.tenant_id, a.id)""",
+  FROM payments_accepted a ORDER BY a.tenant_id, a.id)""",
     on_move="""
-booked AS (
+payments_booked AS (
   UPDATE payments p SET
     state = CASE m.target WHEN 'trying' THEN 'authorising' WHEN 'tried' THEN 'authorised'
                           WHEN 'refused' THEN 'declined' WHEN 'confirming' THEN 'capturing'
@@ -24,5 +24,5 @@ booked AS (
     capture_before = COALESCE(CAST(m.detail ->> 'capture_before' AS timestamptz), p.capture_before),
     decline_code = CASE WHEN m.target = 'refused' THEN m.detail ->> 'code' ELSE p.decline_code END,
     updated_at = m.now
-  FROM moved m WHERE p.id = m.id AND p.tenant_id = m.tenant_id)""",
+  FROM payments_moved m WHERE p.id = m.id AND p.tenant_id = m.tenant_id)""",
 )

@@ -1,0 +1,222 @@
+"""The two statements that apply a whole batch, if everything is as it was foreseen; and else do nothing.
+
+`tcc.sql` applies commands kind by kind and tells what became of each, whatever it finds. Most find what their callers
+expect, who have read the row before, or have just written it. So what they will have come to is worked out here, and
+the statement only makes sure: that rows are as they were seen, deadlines not passed, ids and keys free, claims not
+refused. This is optimistic concurrency control (Kung and Robinson, 1981), with locks for the moment between the look
+and the write. One statement for all kinds of command: what the executor does to begin one costs as much as what a
+small batch asks of it.
+
+Order of locks: transactions, the reservations of these, sorted by key, then what the effects lock, then new rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from tcc.machine import Guard
+from tcc.resource import Resource
+from tcc.sql import COMMAND_COLUMNS, DECIDED_AT, DUE, SET, joined, rows_of
+
+CHANGE: Final = """tenant_id text, id uuid, resource text, event text, source text, target text, guard text,
+      seen timestamptz, reason text, cap timestamptz, detail jsonb"""
+
+ENTRY: Final = f"""{COMMAND_COLUMNS}, transaction_id uuid, resource text, event text, source text, target text,
+      reason text, attempt int, exchanges jsonb, detail jsonb"""
+
+BEGIN: Final = f"""{COMMAND_COLUMNS}, reference text, confirm text, branches jsonb, ttl_seconds float8,
+      retry_seconds float8"""
+
+TRY: Final = f"{COMMAND_COLUMNS}, resource text, transaction_id uuid, reference text, claim jsonb, ttl_seconds float8"
+
+PROMISE: Final = {
+    "tenants": "text[]",
+    "callers": "text[]",
+    "operations": "text[]",
+    "keys": "text[]",
+    "tokens": "uuid[]",
+    "fingerprints": "bytea[]",
+    "subjects": "uuid[]",
+    "statuses": "int[]",
+    "bodies": "text[]",
+    "locations": "text[]",
+    "laters": "text[]",
+    "ttls": "float8[]",
+}
+"""What is to become of idempotency keys: an array for each column. A key with a `token` is taken, others are there; one
+with a `status` is given a reply. In its body, `mark` stands for the time, and `later` for what is `ttl` seconds after."""
+
+_PROMISED: Final = f"""promised AS MATERIALIZED (
+  SELECT c.* FROM unnest({", ".join(f"CAST(:{name} AS {type_})" for name, type_ in PROMISE.items())}) WITH ORDINALITY
+    AS c(tenant_id, caller, operation, key, token, fingerprint, subject_id, status, said, location, later, ttl, ord))"""
+
+_FREE: Final = """NOT EXISTS (
+    SELECT FROM promised p JOIN idempotency_keys k USING (tenant_id, caller, operation, key)
+    WHERE p.token IS NOT NULL OR k.status IS NOT NULL)"""
+"""That keys are as promised. They aren't locked: the reply to one that is there is stored by whoever moves its
+transaction, whose row is."""
+
+
+def _written(time: str) -> str:
+    utc = f"""to_char(({time}) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+    return f"replace({utc}, '.000000Z', 'Z')"
+
+
+_KEPT: Final = (
+    f"""kept AS MATERIALIZED (
+  SELECT p.*, convert_to(replace(replace(p.said, p.later, {_written("k.now + make_interval(secs => p.ttl)")}),
+    :mark, {_written("k.now")}), 'UTF8') AS body
+  FROM promised p CROSS JOIN clock k WHERE k.ok)""",
+    """taken AS (
+  INSERT INTO idempotency_keys (tenant_id, caller, operation, key, fingerprint, subject_id, token, status, body,
+    location, created_at)
+  SELECT p.tenant_id, p.caller, p.operation, p.key, p.fingerprint, p.subject_id, p.token, p.status, p.body, p.location,
+    clock_timestamp()
+  FROM kept p WHERE p.token IS NOT NULL ORDER BY p.tenant_id, p.caller, p.operation, p.key)""",
+    """stored AS (
+  UPDATE idempotency_keys k SET status = p.status, body = p.body, location = p.location
+  FROM kept p
+  WHERE p.token IS NULL AND k.tenant_id = p.tenant_id AND k.caller = p.caller AND k.operation = p.operation
+    AND k.key = p.key AND k.status IS NULL)""",
+)
+
+_TOLD: Final = """
+SELECT k.now, k.ok, p.ord, p.body FROM clock k LEFT JOIN kept p ON p.status IS NOT NULL"""
+"""One row at least: whether everything was as foreseen, and so was done, and when; the replies as they are stored."""
+
+
+def record_sql(resources: Sequence[Resource]) -> str:
+    """Transactions begun and reservations tried, of any resource."""
+    deciding = [resource.name for resource in resources if resource.effects.decide]
+    refused = " UNION ALL ".join(f"SELECT ord FROM {name}_refused" for name in deciding) or "SELECT 1 WHERE false"
+    external = ", ".join(f"'{resource.name}'" for resource in resources if resource.external) or "NULL"
+    deciders = [
+        part
+        for resource in resources
+        if resource.effects.decide
+        for part in (
+            f"""{resource.name}_fresh AS MATERIALIZED (
+  SELECT c.ord, c.tenant_id, c.id, c.transaction_id, c.claim FROM tries c WHERE c.resource = '{resource.name}')""",
+            resource.effects.decide,
+        )
+    ]
+    effects = [
+        part
+        for resource in resources
+        if resource.effects.on_try
+        for part in (
+            f"""{resource.name}_accepted AS MATERIALIZED (
+  SELECT c.ord, c.tenant_id, c.id, c.transaction_id, c.claim, k.now
+  FROM tries c CROSS JOIN clock k WHERE k.ok AND c.resource = '{resource.name}')""",
+            resource.effects.on_try,
+        )
+    ]
+    return (
+        joined(
+            rows_of("begins", "begins", BEGIN),
+            rows_of("tries", "tries", TRY),
+            _PROMISED,
+            *deciders,
+            f"""clock AS MATERIALIZED (
+  SELECT clock_timestamp() AS now, count(*) = 0 AND {_FREE}
+    AND NOT EXISTS (SELECT FROM begins c JOIN transactions r ON r.id = c.id AND r.tenant_id = c.tenant_id)
+    AND NOT EXISTS (
+      SELECT FROM tries c
+      JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id) AS ok
+  FROM ({refused}) d)""",
+            """begun AS (
+  INSERT INTO transactions (tenant_id, id, state, reference, confirm, branches, expires_at, due_at,
+    created_at, updated_at, correlation_id)
+  SELECT c.tenant_id, c.id, 'trying', c.reference, c.confirm, c.branches,
+    k.now + make_interval(secs => c.ttl_seconds), k.now + make_interval(secs => LEAST(c.ttl_seconds, c.retry_seconds)),
+    k.now, k.now, c.correlation_id
+  FROM begins c CROSS JOIN clock k WHERE k.ok ORDER BY c.tenant_id, c.id)""",
+            f"""written AS MATERIALIZED (
+  SELECT c.*, k.now, CASE WHEN c.resource IN ({external}) THEN 'trying' ELSE 'tried' END AS state,
+    CASE WHEN c.resource IN ({external}) THEN LEAST(c.ttl_seconds, :lease_seconds) ELSE c.ttl_seconds END AS due
+  FROM tries c CROSS JOIN clock k WHERE k.ok)""",
+            """recorded AS (
+  INSERT INTO reservations (tenant_id, resource, id, state, transaction_id, reference, claim, expires_at, due_at,
+    created_at, updated_at, correlation_id)
+  SELECT c.tenant_id, c.resource, c.id, c.state, c.transaction_id, c.reference, c.claim,
+    c.now + make_interval(secs => c.ttl_seconds),
+    CASE WHEN c.transaction_id IS NULL THEN c.now + make_interval(secs => c.due) END, c.now, c.now, c.correlation_id
+  FROM written c ORDER BY c.tenant_id, c.resource, c.id)""",
+            *effects,
+            """journaled AS (
+  INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target,
+    correlation_id, actor)
+  SELECT c.tenant_id, c.id, c.entry_id, c.id, NULL, k.now, 'begin', NULL, 'trying', c.correlation_id, c.actor
+  FROM begins c CROSS JOIN clock k WHERE k.ok
+  UNION ALL SELECT c.tenant_id, c.id, c.entry_id, c.transaction_id, c.resource, c.now, 'try', NULL, c.state,
+    c.correlation_id, c.actor
+  FROM written c)""",
+            *_KEPT,
+        )
+        + _TOLD
+    )
+
+
+def change_sql(resources: Sequence[Resource]) -> str:
+    """Transactions moved, and reservations of theirs."""
+    effects = [
+        part
+        for resource in resources
+        if resource.effects.on_move
+        for part in (
+            f"""{resource.name}_moved AS (
+  SELECT m.ord, m.tenant_id, m.id, m.transaction_id, m.claim, m.event, m.source, m.target, m.detail, m.now
+  FROM moved_reservations m WHERE m.resource = '{resource.name}')""",
+            resource.effects.on_move,
+        )
+    ]
+    return (
+        joined(
+            rows_of("changes", "changes", CHANGE),
+            rows_of("entries", "entries", ENTRY),
+            _PROMISED,
+            f"""locked_transactions AS MATERIALIZED (
+  SELECT c.*, r.expires_at, r.expires_cap, r.updated_at = c.seen AS as_seen
+  FROM changes c JOIN transactions r ON r.id = c.id AND r.tenant_id = c.tenant_id
+  WHERE c.resource IS NULL ORDER BY r.tenant_id, r.id FOR NO KEY UPDATE OF r)""",
+            f"""locked_reservations AS MATERIALIZED (
+  SELECT c.*, r.expires_at, r.expires_cap, r.updated_at = c.seen AS as_seen
+  FROM changes c JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id
+  WHERE (SELECT count(*) FROM locked_transactions) > 0
+  ORDER BY r.tenant_id, r.resource, r.id FOR NO KEY UPDATE OF r)""",
+            """locked AS (SELECT * FROM locked_transactions UNION ALL SELECT * FROM locked_reservations)""",
+            f"""clock AS MATERIALIZED (
+  SELECT c.now, c.seen = (SELECT count(*) FROM changes) AND COALESCE(c.live > c.now, true)
+    AND COALESCE(c.expired <= c.now, true) AND {_FREE} AS ok
+  FROM (
+    SELECT clock_timestamp() AS now, count(*) FILTER (WHERE l.as_seen) AS seen,
+      min(LEAST(l.expires_at, l.cap, l.expires_cap)) FILTER (WHERE l.guard = '{Guard.LIVE}') AS live,
+      max(LEAST(l.expires_at, l.cap, l.expires_cap)) FILTER (WHERE l.guard = '{Guard.EXPIRED}') AS expired
+    FROM locked l) c)""",
+            """judged AS MATERIALIZED (
+  SELECT l.*, k.now, LEAST(l.expires_at, COALESCE(l.cap, l.expires_cap)) AS until, NULL::text AS attention,
+    NULL::float8 AS retry_seconds
+  FROM locked l CROSS JOIN clock k WHERE k.ok)""",
+            f"""moved_transactions AS (
+  UPDATE transactions r SET {SET},
+    due_at = {DUE},
+    decided_at = {DECIDED_AT}
+  FROM judged j WHERE j.resource IS NULL AND r.id = j.id AND r.tenant_id = j.tenant_id)""",
+            f"""moved_reservations AS (
+  UPDATE reservations r SET {SET},
+    due_at = NULL
+  FROM judged j WHERE r.id = j.id AND r.resource = j.resource AND r.tenant_id = j.tenant_id
+  RETURNING j.ord, r.tenant_id, r.id, r.resource, r.transaction_id, r.claim, j.event, j.source, r.state AS target,
+    r.detail, j.now)""",
+            *effects,
+            """journaled AS (
+  INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
+    correlation_id, actor, attempt, exchanges, detail)
+  SELECT c.tenant_id, c.id, c.entry_id, c.transaction_id, c.resource, k.now, c.event, c.source, c.target, c.reason,
+    c.correlation_id, c.actor, c.attempt, c.exchanges, c.detail
+  FROM entries c CROSS JOIN clock k WHERE k.ok)""",
+            *_KEPT,
+        )
+        + _TOLD
+    )

@@ -17,7 +17,9 @@ import itertools
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
@@ -26,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tcc.commands import DONE, MoveTransaction, Try
 from tcc.db import Database, Failure, failure_of
 from tcc.errors import OutcomeUnknown, Overloaded, TccError, Unavailable
-from tcc.foresight import Foresight, Surprise
+from tcc.foresight import Foresight, Foretold, Surprise
 from tcc.groups import Group, Kinds, Result, apply_groups
 from tcc.machine import TERMINAL, State
 from tcc.metrics import Metrics
@@ -65,9 +67,13 @@ FOLLOW_UP: Final = 16
 
 
 class _Waiting(NamedTuple):
-    """A group, whoever waits for what becomes of it, and since when, on the event loop's clock."""
+    """A group, what it comes to if that can be told, whoever waits for it, and since when, on the event loop's clock.
+
+    It is told when it is queued: the database is busy then, and needn't wait for it later.
+    """
 
     group: Group
+    foretold: Foretold | None
     future: asyncio.Future[Result]
     since: float
 
@@ -108,11 +114,12 @@ class Batcher:
         self._moves: deque[_Waiting] = deque()
         self._tries: deque[_Waiting] = deque()
         """Both in the order of their arrival."""
-        self._arrived = asyncio.Event()
-        self._needed = asyncio.Event()
-        """The second runner."""
-        self._long = False
-        """Whether the first runner's batch takes long."""
+        self._idle: deque[asyncio.Future[None]] = deque()
+        """Runners that wait for something to do."""
+        self._applying = 0
+        """How many batches the database has, other than those that take it long."""
+        self._taken = 0
+        """How many groups were in the last one."""
         self._clock = asyncio.get_running_loop().time
         self._refusing: asyncio.TimerHandle | None = None
         self._closing = False
@@ -120,8 +127,8 @@ class Batcher:
         """How much batches of tries, and of moves, came out other than foreseen of late."""
         self._connections: list[AsyncConnection | None] = [None, None]
         self._tasks = [
-            asyncio.create_task(self._run(), name=f"batches of {database.name}"),
-            asyncio.create_task(self._assist(), name=f"batches beside others of {database.name}"),
+            asyncio.create_task(self._run(runner), name=f"batches of {database.name} ({runner})")
+            for runner in range(len(self._connections))
         ]
 
     async def submit(self, group: Group) -> Result:
@@ -138,12 +145,11 @@ class Batcher:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         now = self._clock()
-        waiting.append(_Waiting(group, future, now))
+        foretold = self._foresight.foretell(group) if self._foresees(tries) else None
+        waiting.append(_Waiting(group, foretold, future, now))
         if self._refusing is None:
             self._refusing = loop.call_at(now + WAIT_SECONDS, self._refuse)
-        self._arrived.set()
-        if self._is_needed():
-            self._needed.set()
+        self._call()
         return await future  # whose cancellation, with its caller, is nothing to the batch that it is in
 
     def crowded(self) -> bool:
@@ -168,49 +174,58 @@ class Batcher:
     async def close(self) -> None:
         """Finish what was accepted, then stop."""
         self._closing = True
-        self._arrived.set()
-        self._needed.set()
+        self._dismiss()
         await asyncio.gather(*self._tasks)
         if self._refusing is not None:
             self._refusing.cancel()
 
-    async def _run(self) -> None:
-        """Settle whatever arrives."""
-        call_later = asyncio.get_running_loop().call_later
+    async def _run(self, runner: int) -> None:
+        """Settle whatever arrives, in turn with the other runner."""
         while True:
-            if not self._moves and not self._tries:
-                if self._closing:
-                    break
-                self._arrived.clear()
-                await self._arrived.wait()
-                continue
-            timer = call_later(LONG_SECONDS, self._takes_long)
-            await self._settle_some(0)
-            timer.cancel()
-            self._long = False
-        await self._drop(0)
-
-    def _takes_long(self) -> None:
-        self._long = True
-        if self._is_needed():
-            self._needed.set()
-
-    def _is_needed(self) -> bool:
-        """Whether another batch is to be begun beside the first runner's. Two small ones cost more than one large: it
-        has to be full, or the first takes long."""
-        waiting = max(len(self._moves), len(self._tries))
-        return waiting >= self._batch or (self._long and waiting > 0)
-
-    async def _assist(self) -> None:
-        """Settle what is not to wait for the first runner."""
-        while True:
-            await self._needed.wait()
-            while self._is_needed():
-                await self._settle_some(1)
-            if self._closing:
+            if self._may_begin():
+                await self._settle_some(runner)
+            elif self._closing and not self._moves and not self._tries:
                 break
-            self._needed.clear()
-        await self._drop(1)
+            else:
+                turn = asyncio.get_running_loop().create_future()
+                self._idle.append(turn)
+                await turn
+        self._dismiss()
+        await self._drop(runner)
+
+    def _dismiss(self) -> None:
+        """Have idle runners see whether this batcher is closing, and nothing is left."""
+        while self._idle:
+            self._idle.popleft().set_result(None)
+
+    def _may_begin(self) -> bool:
+        """Whether the database is to be given a batch: one at a time, since two small ones cost more than one large."""
+        return self._applying == 0 and bool(self._moves or self._tries)
+
+    def _call(self) -> None:
+        """Have an idle runner begin a batch, if there is to be one."""
+        if self._idle and self._may_begin():
+            self._idle.popleft().set_result(None)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a batch that the database has, for so long as others are to wait for it."""
+        counted = True
+
+        def discount() -> None:
+            nonlocal counted
+            if counted:
+                counted = False
+                self._applying -= 1
+                self._call()
+
+        self._applying += 1
+        timer = asyncio.get_running_loop().call_later(LONG_SECONDS, discount)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            discount()
 
     async def _settle_some(self, runner: int) -> None:
         """Take what waits, and settle it."""
@@ -223,13 +238,15 @@ class Batcher:
 
     def _take(self) -> list[_Waiting]:
         """The next groups, in order, no two of which touch the same row: of the longer queue, since a large batch costs
-        little more than a small one."""
+        little more than a small one; but no more than half of all, so that the database has something to do while this
+        process sees to the others."""
+        limit = min(self._batch, (len(self._moves) + len(self._tries) + self._taken + 1) // 2)
         waiting = max(self._moves, self._tries, key=len)
         taken: list[_Waiting] = []
         blocked: set[Hashable] = set()
         passed: list[_Waiting] = []
         weight = 0
-        while waiting and len(taken) < self._batch and len(passed) < self._batch and weight < HEAVY * self._batch:
+        while waiting and len(taken) < limit and len(passed) < self._batch and weight < HEAVY * self._batch:
             entry = waiting.popleft()
             weight += entry.group.weight()
             touched = entry.group.touches()
@@ -239,6 +256,7 @@ class Batcher:
                 passed.append(entry)
             blocked |= touched
         waiting.extendleft(reversed(passed))
+        self._taken = len(taken)
         return taken
 
     async def _settle(self, taken: Sequence[_Waiting], runner: int) -> None:
@@ -273,7 +291,8 @@ class Batcher:
         for attempt in itertools.count(1):
             started = time.perf_counter()
             try:
-                results = await self._commit([entry.group for entry in part], runner)
+                with self._counted():
+                    results_of = await self._commit(part, runner, attempt)
             except Exception as error:  # noqa: BLE001 - classified, and either tried again or told
                 failure = failure_of(error)
                 self._metrics.batch_failures.labels(failure.name.lower()).inc()
@@ -291,13 +310,16 @@ class Batcher:
                     return _Refused(failure, error, unknown)
                 await asyncio.sleep(random.uniform(0.01, 0.05) * 2**attempt if failure is Failure.LOST else 0)
             else:
+                if self._may_begin():  # by the other runner, before the callers here have their say
+                    await asyncio.sleep(0)
+                results = results_of()
                 self._metrics.batch_size.observe(len(part))
                 self._metrics.batch_seconds.observe(time.perf_counter() - started)
                 self._count(part, results)
                 for told, (entry, result) in enumerate(zip(part, results, strict=True), start=1):
                     if not entry.future.done():
                         entry.future.set_result(result)
-                    if told % AT_A_TIME == 0 and self.crowded():
+                    if told % AT_A_TIME == 0:
                         await asyncio.sleep(0)
                 return None
         raise AssertionError
@@ -328,35 +350,46 @@ class Batcher:
         for state in ended.keys() & TERMINAL:
             self._metrics.ended.labels(state).inc(ended[state])
 
-    async def _commit(self, groups: Sequence[Group], runner: int) -> list[Result]:
+    async def _commit(self, part: Sequence[_Waiting], runner: int, attempt: int) -> Callable[[], list[Result]]:
         connection = self._connections[runner]
         if connection is None:
             connection = self._connections[runner] = await self.database.batches.connect()
         try:
-            return await self._apply(connection, groups)
+            return await self._apply(connection, part, attempt)
         except Exception as error:
             if failure_of(error) is Failure.LOST:
                 await self._drop(runner, broken=True)
             raise
 
-    async def _apply(self, connection: AsyncConnection, groups: Sequence[Group]) -> list[Result]:
-        """Apply and commit groups: in one call, if they come out as foreseen, or else in a transaction that stays open
-        while their replies are written. What surprises often, since something is sold out, isn't tried in vain."""
-        tries = groups[0].tries()
-        if self._surprises[tries] > MANY_SURPRISES:
+    def _foresees(self, tries: bool) -> bool:
+        """Whether batches of tries, or of moves, come out as foreseen, by and large: what surprises often, since
+        something is sold out, isn't tried in vain."""
+        return self.database.at_once and self._surprises[tries] <= MANY_SURPRISES
+
+    async def _apply(
+        self, connection: AsyncConnection, part: Sequence[_Waiting], attempt: int
+    ) -> Callable[[], list[Result]]:
+        """Apply and commit groups: by one statement, if they come out as foreseen, or else kind by kind, in a
+        transaction that stays open while their replies are written."""
+        tries = part[0].group.tries()
+        foretold = [entry.foretold for entry in part if entry.foretold]
+        if not self._foresees(tries):
             self._surprises[tries] *= 1 - SURPRISE / 10
-        elif self.database.at_once:
+        elif attempt == 1 and len(foretold) == len(part):
             try:
                 async with self.database.alone(connection):
-                    results = await self._foresight.apply(connection, groups)
+                    rows = await self._foresight.apply(connection, foretold)
             except Surprise:
                 self._surprises[tries] += SURPRISE
             else:
                 self._surprises[tries] *= 1 - SURPRISE
-                if results is not None:
-                    return results
-        async with self.database.batch(connection):
-            return await apply_groups(connection, groups, self._kinds)
+                return partial(self._foresight.results, foretold, rows)
+        groups = [entry.group for entry in part]
+        keyed = any(group.claim or group.answers for group in groups)
+        one_call = self.database.at_once and not keyed
+        async with self.database.alone(connection) if one_call else self.database.batch(connection):
+            results = await apply_groups(connection, groups, self._kinds)
+        return lambda: results
 
     async def _drop(self, runner: int, *, broken: bool = False) -> None:
         connection, self._connections[runner] = self._connections[runner], None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -158,7 +158,7 @@ REPEATED = "repeated"
 View = TypeVar("View")
 
 
-class Foreseen(msgspec.Struct, frozen=True):
+class Foreseen(NamedTuple):
     """What a command leaves behind if the row that it moves is as it was seen: `before`, by its `updated_at`.
 
     Where it is this batch itself that is to leave a row so, `MOMENT` stands for the time.

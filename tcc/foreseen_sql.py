@@ -17,13 +17,12 @@ from typing import Final
 
 from tcc.machine import Guard
 from tcc.resource import Resource
-from tcc.sql import COMMAND_COLUMNS, DECIDED_AT, DUE, SET, joined, rows_of
-
-CHANGE: Final = """tenant_id text, id uuid, resource text, event text, source text, target text, guard text,
-      seen timestamptz, reason text, cap timestamptz, detail jsonb"""
+from tcc.sql import COMMAND_COLUMNS, DECIDED_AT, DUE, assigned, joined, rows_of
 
 ENTRY: Final = f"""{COMMAND_COLUMNS}, transaction_id uuid, resource text, event text, source text, target text,
       reason text, attempt int, exchanges jsonb, detail jsonb"""
+
+CHANGE: Final = f"{ENTRY}, guard text, seen timestamptz, cap timestamptz"
 
 BEGIN: Final = f"""{COMMAND_COLUMNS}, reference text, confirm text, branches jsonb, ttl_seconds float8,
       retry_seconds float8"""
@@ -45,7 +44,8 @@ PROMISE: Final = {
     "ttls": "float8[]",
 }
 """What is to become of idempotency keys: an array for each column. A key with a `token` is taken, others are there; one
-with a `status` is given a reply. In its body, `mark` stands for the time, and `later` for what is `ttl` seconds after."""
+with a `status` is given a reply. In its body, `mark` stands for the time, and `later` for what is `ttl` seconds later.
+"""
 
 _PROMISED: Final = f"""promised AS MATERIALIZED (
   SELECT c.* FROM unnest({", ".join(f"CAST(:{name} AS {type_})" for name, type_ in PROMISE.items())}) WITH ORDINALITY
@@ -158,6 +158,10 @@ def record_sql(resources: Sequence[Resource]) -> str:
     )
 
 
+_ENTERED: Final = """c.tenant_id, c.id, c.entry_id, c.transaction_id, c.resource, k.now, c.event, c.source, c.target,
+    c.reason, c.correlation_id, c.actor, c.attempt, c.exchanges, c.detail"""
+
+
 def change_sql(resources: Sequence[Resource]) -> str:
     """Transactions moved, and reservations of theirs."""
     effects = [
@@ -176,47 +180,44 @@ def change_sql(resources: Sequence[Resource]) -> str:
             rows_of("changes", "changes", CHANGE),
             rows_of("entries", "entries", ENTRY),
             _PROMISED,
-            f"""locked_transactions AS MATERIALIZED (
+            """locked AS MATERIALIZED (
   SELECT c.*, r.expires_at, r.expires_cap, r.updated_at = c.seen AS as_seen
   FROM changes c JOIN transactions r ON r.id = c.id AND r.tenant_id = c.tenant_id
   WHERE c.resource IS NULL ORDER BY r.tenant_id, r.id FOR NO KEY UPDATE OF r)""",
-            f"""locked_reservations AS MATERIALIZED (
-  SELECT c.*, r.expires_at, r.expires_cap, r.updated_at = c.seen AS as_seen
-  FROM changes c JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id
-  WHERE (SELECT count(*) FROM locked_transactions) > 0
-  ORDER BY r.tenant_id, r.resource, r.id FOR NO KEY UPDATE OF r)""",
-            """locked AS (SELECT * FROM locked_transactions UNION ALL SELECT * FROM locked_reservations)""",
             f"""clock AS MATERIALIZED (
-  SELECT c.now, c.seen = (SELECT count(*) FROM changes) AND COALESCE(c.live > c.now, true)
+  SELECT c.now, c.seen = (SELECT count(*) FROM changes WHERE resource IS NULL) AND COALESCE(c.live > c.now, true)
     AND COALESCE(c.expired <= c.now, true) AND {_FREE} AS ok
   FROM (
     SELECT clock_timestamp() AS now, count(*) FILTER (WHERE l.as_seen) AS seen,
       min(LEAST(l.expires_at, l.cap, l.expires_cap)) FILTER (WHERE l.guard = '{Guard.LIVE}') AS live,
       max(LEAST(l.expires_at, l.cap, l.expires_cap)) FILTER (WHERE l.guard = '{Guard.EXPIRED}') AS expired
     FROM locked l) c)""",
-            """judged AS MATERIALIZED (
-  SELECT l.*, k.now, LEAST(l.expires_at, COALESCE(l.cap, l.expires_cap)) AS until, NULL::text AS attention,
-    NULL::float8 AS retry_seconds
-  FROM locked l CROSS JOIN clock k WHERE k.ok)""",
             f"""moved_transactions AS (
-  UPDATE transactions r SET {SET},
+  UPDATE transactions r SET {assigned("j.until")},
     due_at = {DUE},
     decided_at = {DECIDED_AT}
-  FROM judged j WHERE j.resource IS NULL AND r.id = j.id AND r.tenant_id = j.tenant_id)""",
+  FROM (
+    SELECT l.*, k.now, LEAST(l.expires_at, COALESCE(l.cap, l.expires_cap)) AS until, NULL::text AS attention,
+      NULL::float8 AS retry_seconds
+    FROM locked l CROSS JOIN clock k WHERE k.ok) j
+  WHERE r.id = j.id AND r.tenant_id = j.tenant_id)""",
+            """branches AS MATERIALIZED (
+  SELECT c.*, k.now, NULL::text AS attention FROM changes c CROSS JOIN clock k WHERE k.ok AND c.resource IS NOT NULL
+  ORDER BY c.tenant_id, c.resource, c.id)""",
             f"""moved_reservations AS (
-  UPDATE reservations r SET {SET},
-    due_at = NULL
-  FROM judged j WHERE r.id = j.id AND r.resource = j.resource AND r.tenant_id = j.tenant_id
-  RETURNING j.ord, r.tenant_id, r.id, r.resource, r.transaction_id, r.claim, j.event, j.source, r.state AS target,
-    r.detail, j.now)""",
+  UPDATE reservations r SET {assigned("LEAST(r.expires_at, COALESCE(j.cap, r.expires_cap))")}
+  FROM branches j
+  WHERE r.id = j.id AND r.resource = j.resource AND r.tenant_id = j.tenant_id AND r.updated_at = j.seen
+  RETURNING j.ord, r.tenant_id, r.id, r.resource, r.transaction_id, r.claim, j.event, j.source,
+    r.state AS target, r.detail, j.now)""",
             *effects,
-            """journaled AS (
+            f"""journaled AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
     correlation_id, actor, attempt, exchanges, detail)
-  SELECT c.tenant_id, c.id, c.entry_id, c.transaction_id, c.resource, k.now, c.event, c.source, c.target, c.reason,
-    c.correlation_id, c.actor, c.attempt, c.exchanges, c.detail
-  FROM entries c CROSS JOIN clock k WHERE k.ok)""",
+  SELECT {_ENTERED} FROM changes c CROSS JOIN clock k WHERE k.ok AND c.entry_id IS NOT NULL
+  UNION ALL SELECT {_ENTERED} FROM entries c CROSS JOIN clock k WHERE k.ok)""",
             *_KEPT,
         )
-        + _TOLD
+        + f"""{_TOLD}
+WHERE NOT k.ok OR (SELECT count(*) FROM moved_reservations) = (SELECT count(*) FROM branches) OR tcc_overtaken()"""
     )

@@ -7,9 +7,8 @@ in. If anything comes out otherwise, nothing is done at all, and the batch is ap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,9 +17,21 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tcc import reservations, transactions
-from tcc.commands import DONE, MOMENT, Begin, Command, Exchange, Foreseen, Move, MoveTransaction, Outcome, Try
+from tcc.commands import (
+    DONE,
+    MOMENT,
+    Begin,
+    Exchange,
+    Foreseen,
+    Move,
+    MoveTransaction,
+    Outcome,
+    ReservationView,
+    TransactionView,
+    Try,
+)
 from tcc.db import fetch
-from tcc.foreseen_sql import PROMISE, change_sql, record_sql
+from tcc.foreseen_sql import change_sql, record_sql
 from tcc.groups import FORGET, Group, Result
 from tcc.idempotency import Claim, KeyRef, Reply, key_columns
 from tcc.machine import Event, Guard, State
@@ -31,34 +42,40 @@ class Surprise(Exception):
     """A group didn't come out as foreseen; nothing was done."""
 
 
-class Change(msgspec.Struct, omit_defaults=True):
-    """A row that is to be changed, by one command or several: from the first one's source to the last one's target."""
+class Change(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A row that is to be changed, and what the journal says of it."""
 
     tenant_id: str
     id: UUID
     resource: str | None
-    event: Event
-    source: State
-    target: State
-    guard: Guard
-    seen: datetime
-    reason: str | None = None
-    cap: datetime | None = None
-    detail: Any = None
-
-
-class Entry(Command, frozen=True, omit_defaults=True, kw_only=True):
-    """A row of the journal. `id` is that of what is changed."""
-
+    transaction_id: UUID | None
+    entry_id: UUID | None
+    """None where the row is changed more than once: each time has a row of its own in the journal."""
+    correlation_id: str
+    actor: str
     event: Event
     source: State
     target: State
     attempt: int
-    transaction_id: UUID | None
-    resource: str | None = None
+    guard: Guard
+    seen: datetime
+    cap: datetime | None = None
     reason: str | None = None
     exchanges: list[Exchange] | None = None
     detail: Any = None
+
+    def then(self, next: Change) -> Change:
+        """This one and the next as one."""
+        return msgspec.structs.replace(
+            next,
+            entry_id=None,
+            source=self.source,
+            guard=self.guard if next.guard is Guard.ANY else next.guard,
+            seen=self.seen,
+            cap=next.cap or self.cap,
+            reason=next.reason or self.reason,
+            detail=self.detail if next.detail is None else next.detail,
+        )
 
 
 class Promise(msgspec.Struct, frozen=True):
@@ -70,12 +87,24 @@ class Promise(msgspec.Struct, frozen=True):
 
     ref: KeyRef
     claim: Claim | None
-    group: int
     reply: Reply | None
     ttl_seconds: float
 
 
+class Foretold(msgspec.Struct, frozen=True):
+    """What a group comes to if all goes well: a share of the statement's parameters, which are JSON arrays."""
+
+    group: Group
+    shares: Sequence[bytes]
+    promise: Promise | None
+
+
 _encode: Final = msgspec.json.Encoder().encode
+
+
+def _share(items: Sequence[Any]) -> bytes:
+    """Items of an array, without what is around them."""
+    return _encode(items)[1:-1]
 
 
 class Foresight:
@@ -87,115 +116,116 @@ class Foresight:
         self._lease_seconds = lease_seconds
         self._held = {resource.name: State.TRYING if resource.external else State.TRIED for resource in resources}
 
-    async def apply(self, connection: AsyncConnection, groups: Sequence[Group]) -> list[Result] | None:
-        """Apply groups that are all of tries or all of moves, store their replies, and commit, in one statement.
+    def foretell(self, group: Group) -> Foretold | None:
+        """What a group comes to, if it is only tries (and what begins their transaction), or moves that somebody has
+        foreseen; else None."""
+        if group.foreseen is None:
+            begins = [command for command in group.commands if isinstance(command, Begin)]
+            tries = [command for command in group.commands if isinstance(command, Try)]
+            if not tries or len(begins) + len(tries) < len(group.commands) or (begins and group.render):
+                return None  # what is begun has a deadline of its own, so that two times would have to be put in
+            shares = (_share(begins), _share(tries))
+        elif any(isinstance(command, MoveTransaction) for command in group.commands):
+            shares = _changed(group.commands, group.foreseen)
+        else:
+            return None  # a reservation is moved behind its transaction, which keeps apart whoever moves them
+        ref = group.claim.ref if group.claim else group.answers
+        if ref is None:
+            return Foretold(group, shares, None)
+        reply = group.render(self._outcomes(group, MOMENT)) if group.render else None
+        if reply is FORGET:
+            return None
+        first = group.commands[0]
+        ttl_seconds = first.ttl_seconds if isinstance(first, Try) else 0.0
+        promise = Promise(ref, group.claim, reply, ttl_seconds) if group.claim or reply else None
+        return Foretold(group, shares, promise)
 
-        None where what they come to can't be foreseen; raises `Surprise`. Nothing is done then.
+    async def apply(self, connection: AsyncConnection, foretold: Sequence[Foretold]) -> Sequence[Any]:
+        """Apply groups that are all of tries or all of moves, store their replies, and commit, in one statement. Its
+        rows, which `results` reads.
+
+        Raises `Surprise`, when nothing was done.
         """
-        foreseen: list[Sequence[Outcome[Any]]] = []
-        promises: list[Promise] = []
-        for n, group in enumerate(groups):
-            outcomes = self._foresee(group, MOMENT)
-            if outcomes is None:
-                return None
-            foreseen.append(outcomes)
-            if (ref := group.claim.ref if group.claim else group.answers) is None:
-                continue
-            reply = group.render(outcomes) if group.render else None
-            first = group.commands[0]
-            if reply is not None and (reply is FORGET or isinstance(first, Begin)):
-                return None  # what is begun has a deadline of its own
-            if group.claim or reply:
-                promises.append(Promise(ref, group.claim, n, reply, first.ttl_seconds if isinstance(first, Try) else 0))
-        promises.sort(key=attrgetter("ref"))  # in which their rows are locked
-        given = self._given(groups) | {"lease_seconds": self._lease_seconds, "mark": _MARK} | _columns(promises)
-        rows = await fetch(connection, self._record if "tries" in given else self._change, given)
-        now, ok, *_ = rows[0]
-        if not ok:
+        promises = [promise for _, promise in _promises(foretold)]
+        moves = foretold[0].group.foreseen is not None
+        names = ("changes", "entries") if moves else ("begins", "tries")
+        rows = await fetch(
+            connection,
+            self._change if moves else self._record,
+            {
+                name: f"[{b','.join(filter(None, shares)).decode()}]"
+                for name, shares in zip(names, zip(*(one.shares for one in foretold), strict=True), strict=True)
+            }
+            | {"lease_seconds": self._lease_seconds, "mark": _MARK}
+            | _columns(promises),
+        )
+        if not rows[0].ok:
             raise Surprise
+        return rows
+
+    def results(self, foretold: Sequence[Foretold], rows: Sequence[Any]) -> list[Result]:
+        """What became of groups."""
+        now = rows[0].now
+        promises = _promises(foretold)
         replies: dict[int, Reply] = {}
         for _, _, ord, body in rows:
             if ord is not None:
-                promise = promises[ord - 1]
-                replies[promise.group] = msgspec.structs.replace(promise.reply, body=bytes(body))
-        return [Result(self._at(group, outcomes, now), replies.get(n)) for n, (group, outcomes) in enumerate(zip(groups, foreseen))]
+                n, promise = promises[ord - 1]
+                if promise.reply:
+                    replies[n] = Reply(promise.reply.status, bytes(body), promise.reply.location)
+        return [Result(self._outcomes(one.group, now), replies.get(n)) for n, one in enumerate(foretold)]
 
-    def _foresee(self, group: Group, now: datetime) -> Sequence[Outcome[Any]] | None:
-        if group.foreseen is not None:
-            # Reservations are moved behind their transaction, which keeps apart whoever moves them.
-            if not any(isinstance(command, MoveTransaction) for command in group.commands):
-                return None
-            return [Outcome(DONE, foreseen.view, now) for foreseen in group.foreseen]
-        outcomes: list[Outcome[Any]] = []
-        for command in group.commands:
-            if isinstance(command, Try):
-                outcomes.append(Outcome(DONE, reservations.as_asked(command, now, self._held[command.resource]), now))
-            elif isinstance(command, Begin):
-                outcomes.append(Outcome(DONE, transactions.as_asked(command, now), now))
-            else:
-                return None
-        return outcomes
-
-    def _at(self, group: Group, outcomes: Sequence[Outcome[Any]], now: datetime) -> Sequence[Outcome[Any]]:
+    def _outcomes(self, group: Group, now: datetime) -> list[Outcome[Any]]:
+        views: Iterable[Any]
         if group.foreseen is None:
-            return self._foresee(group, now) or []
-        return [Outcome(DONE, msgspec.structs.replace(outcome.view, updated_at=now), now) for outcome in outcomes]
+            views = [self._as_asked(command, now) for command in group.commands]
+        else:
+            views = [msgspec.structs.replace(foreseen.view, updated_at=now) for foreseen in group.foreseen]
+        return [Outcome(DONE, view, now) for view in views]
 
-    def _given(self, groups: Sequence[Group]) -> dict[str, Any]:
-        commands = [command for group in groups for command in group.commands]
-        if groups[0].foreseen is None:
-            begins = [command for command in commands if isinstance(command, Begin)]
-            tries = [command for command in commands if isinstance(command, Try)]
-            return {"begins": _encode(begins).decode(), "tries": _encode(tries).decode()}
-        changes: dict[Any, Change] = {}
-        entries: list[Entry] = []
-        for command, (after, before, guard) in (
-            (command, (foreseen.view, foreseen.before, foreseen.guard))
-            for group in groups
-            for command, foreseen in zip(group.commands, group.foreseen or (), strict=True)
-        ):
-            resource = getattr(command, "resource", None)
-            key = (resource, command.id)
-            entries.append(
-                Entry(
-                    tenant_id=command.tenant_id,
-                    id=command.id,
-                    correlation_id=command.correlation_id,
-                    actor=command.actor,
-                    entry_id=command.entry_id,
-                    event=command.event,
-                    source=before.state,
-                    target=after.state,
-                    attempt=before.attempts,
-                    transaction_id=command.transaction_id if resource else command.id,
-                    resource=resource,
-                    reason=command.reason,
-                    exchanges=command.exchanges if resource else None,
-                    detail=command.detail,
-                )
-            )
-            change = changes.get(key)
-            if change is None:
-                changes[key] = Change(
-                    command.tenant_id,
-                    command.id,
-                    resource,
-                    command.event,
-                    before.state,
-                    after.state,
-                    guard,
-                    before.updated_at,
-                    command.reason,
-                    command.cap,
-                    command.detail,
-                )
-                continue
-            change.event, change.target = command.event, after.state
-            change.guard = change.guard if guard is Guard.ANY else guard
-            change.reason = command.reason or change.reason
-            change.cap = command.cap or change.cap
-            change.detail = change.detail if command.detail is None else command.detail
-        return {"changes": _encode(list(changes.values())).decode(), "entries": _encode(entries).decode()}
+    def _as_asked(self, command: Any, now: datetime) -> ReservationView | TransactionView:
+        if isinstance(command, Try):
+            return reservations.as_asked(command, now, self._held[command.resource])
+        return transactions.as_asked(command, now)
+
+
+def _changed(commands: Sequence[Any], foreseen: Sequence[Foreseen]) -> tuple[bytes, bytes]:
+    """The rows that moves change; and what the journal says of those that are changed more than once."""
+    changes: dict[tuple[str | None, UUID], Change] = {}
+    entries: list[Change] = []
+    for command, (after, before, guard) in zip(commands, foreseen, strict=True):
+        branch = isinstance(command, Move)
+        resource = command.resource if branch else None
+        change = Change(
+            tenant_id=command.tenant_id,
+            id=command.id,
+            resource=resource,
+            transaction_id=command.transaction_id if branch else command.id,
+            entry_id=command.entry_id,
+            correlation_id=command.correlation_id,
+            actor=command.actor,
+            event=command.event,
+            source=before.state,
+            target=after.state,
+            attempt=before.attempts,
+            guard=guard,
+            seen=before.updated_at,
+            cap=command.cap,
+            reason=command.reason,
+            exchanges=command.exchanges if branch else None,
+            detail=command.detail,
+        )
+        if earlier := changes.get((resource, command.id)):
+            entries += [earlier, change] if earlier.entry_id else [change]
+            change = earlier.then(change)
+        changes[resource, command.id] = change
+    return _share(list(changes.values())), _share(entries)
+
+
+def _promises(foretold: Sequence[Foretold]) -> list[tuple[int, Promise]]:
+    """What is promised, and of which group, in the order in which the rows of keys are locked."""
+    promises = [(n, one.promise) for n, one in enumerate(foretold) if one.promise]
+    return sorted(promises, key=lambda promise: promise[1].ref)
 
 
 def _columns(promises: Sequence[Promise]) -> dict[str, Any]:

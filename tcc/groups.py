@@ -7,23 +7,21 @@ statements as there are kinds of command in them (`tcc.batch` decides who shares
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from datetime import datetime
 from functools import partial
 from itertools import groupby
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tcc import idempotency, reservations, transactions
-from tcc.commands import DONE, MOMENT, Begin, Command, Foreseen, Move, MoveTransaction, Outcome, Try
+from tcc.commands import Begin, Command, Foreseen, Move, MoveTransaction, Outcome, Try
 from tcc.db import Conflict
 from tcc.idempotency import Claim, Held, KeyRef, Reply
 from tcc.machine import State
 from tcc.procedure import BEGIN, LOCK, MOVE_TRANSACTION, Procedure, Step, move_kind, try_kind
-from tcc.promises import Promise
-from tcc.reservations import BODY, HOW, ORD
+from tcc.reservations import ORD
 from tcc.resource import Resource
 
 Render = Callable[[Sequence[Outcome[Any]]], Reply | None]
@@ -81,9 +79,8 @@ class Result(msgspec.Struct, frozen=True):
     held: Held | None = None
 
 
-Read = Callable[[Sequence[Any], Sequence[Foreseen | None], Sequence[Any]], Sequence[Outcome[Any]]]
-"""The outcomes of a step's commands, in their order, from what was foreseen and its rows; of no meaning for a command
-that was left out."""
+Read = Callable[[Sequence[Any], Sequence[Any]], Sequence[Outcome[Any]]]
+"""The outcomes of a step's commands, in their order, from its rows; of no meaning for a command that was left out."""
 
 
 class Kind(NamedTuple):
@@ -91,8 +88,6 @@ class Kind(NamedTuple):
 
     name: str
     read: Read
-    foresee: Callable[[Any, datetime], Any] | None = None
-    """What such a command leaves behind if all goes well, at a time; None where that depends on what is there."""
 
 
 class Kinds:
@@ -102,7 +97,7 @@ class Kinds:
         self.procedure = Procedure(resources)
         self.lease_seconds = lease_seconds
         self.by_rank: dict[Rank, Kind] = {
-            (0, False): Kind(BEGIN, transactions.begun, transactions.as_asked),
+            (0, False): Kind(BEGIN, transactions.begun),
             (0, True): Kind(MOVE_TRANSACTION, transactions.moved_transactions),
         }
         self._ranks: dict[tuple[type[Command], str | None], Rank] = {
@@ -111,11 +106,7 @@ class Kinds:
         }
         for number, resource in enumerate(resources, start=1):
             held = State.TRYING if resource.external else State.TRIED
-            self.by_rank[number, False] = Kind(
-                try_kind(resource.name),
-                partial(reservations.tried, held=held),
-                partial(reservations.as_asked, state=held),
-            )
+            self.by_rank[number, False] = Kind(try_kind(resource.name), partial(reservations.tried, held=held))
             self.by_rank[number, True] = Kind(move_kind(resource.name), reservations.moved_reservations)
             self._ranks[Try, resource.name] = (number, False)
             self._ranks[Move, resource.name] = (number, True)
@@ -123,24 +114,12 @@ class Kinds:
     def ranks(self, commands: Sequence[Command]) -> tuple[Rank, ...]:
         return tuple([self._ranks[type(command), getattr(command, "resource", None)] for command in commands])
 
-    def foresee(self, group: Group) -> Sequence[Outcome[Any]] | None:
-        """The outcomes of a group if all goes well, with `MOMENT` for the time, or None."""
-        if group.foreseen is not None:
-            views = [foreseen.view for foreseen in group.foreseen]
-        else:
-            ways = [self.by_rank[rank].foresee for rank in self.ranks(group.commands)]
-            if not all(ways):
-                return None
-            views = [way(command, MOMENT) for way, command in zip(ways, group.commands, strict=True) if way]
-        return [Outcome(DONE, view, MOMENT) for view in views]
-
 
 class _Running:
     """A group on its way through a batch."""
 
     def __init__(self, group: Group, ranks: tuple[Rank, ...]) -> None:
         self.group = group
-        self._foreseen: Sequence[Foreseen | None] = group.foreseen or [None] * len(group.commands)
         self.left = ranks
         """Of the commands that aren't in a step yet."""
         self.outcomes: list[Outcome[Any]] = []
@@ -148,20 +127,17 @@ class _Running:
         self.known = group.claim is None
         """Whether the key that the reply goes under, if any, has its row already."""
         self.stopped = False
-        self.last = 0
-        """The number of the step that its last command is in."""
 
-    def next(self, number: int) -> tuple[Sequence[Command], Sequence[Foreseen | None]]:
-        """The commands of the step with this number: all in a row that one statement can take."""
-        commands, foreseen = self.group.commands[-len(self.left) :], self._foreseen[-len(self.left) :]
+    def next(self) -> Sequence[Command]:
+        """The commands of the next step: all in a row that one statement can take."""
+        commands = self.group.commands[-len(self.left) :]
         length, rank = 1, self.left[0]
         while length < len(self.left) and self.left[length] == rank:
             if any(commands[length].id == commands[n].id for n in range(length)):
                 break
             length += 1
         self.left = self.left[length:]
-        self.last = number
-        return commands[:length], foreseen[:length]
+        return commands[:length]
 
     def take(self, outcomes: Sequence[Outcome[Any]]) -> None:
         """What became of its commands in one step. One that failed stops those of later steps."""
@@ -185,60 +161,15 @@ async def apply_groups(connection: AsyncConnection, groups: Sequence[Group], kin
     Statement after statement, each for all groups that have come to it (see `next_rank`).
     """
     running, steps, stages = _planned(groups, kinds)
-    claims = [Promise(claim.ref, claim, n) for n, group in enumerate(groups) if (claim := group.claim)]
+    claims = {n: claim for n, group in enumerate(groups) if (claim := group.claim)}
     rows = []
     if steps or claims:
         rows = await kinds.procedure.apply(connection, steps, claims, lease_seconds=kinds.lease_seconds)
     of_keys, of_stages = _split(stages, rows)
     if of_keys:
-        await _look_up(connection, running, [claims[row[ORD] - 1].group for row in of_keys])
+        await _look_up(connection, running, [list(claims)[row[ORD] - 1] for row in of_keys])
     _take(of_stages)
     return await _answer(connection, running)
-
-
-class Surprise(Exception):
-    """A group didn't come out as foreseen; nothing was done."""
-
-
-async def apply_as_foreseen(connection: AsyncConnection, groups: Sequence[Group], kinds: Kinds) -> list[Result] | None:
-    """Apply groups and store their replies, committed, in one call, if all that have a key come out as foreseen.
-
-    None where that can't be foreseen; raises `Surprise`. Nothing is done then.
-    """
-    running, steps, stages = _planned(groups, kinds)
-    promises: list[Promise] = []
-    watched: list[int] = []
-    for n, r in enumerate(running):
-        group = r.group
-        ref = group.claim.ref if group.claim else group.answers
-        if ref is None:
-            continue
-        reply = None
-        if group.render is not None:
-            watched.append(n)
-            if (outcomes := kinds.foresee(group)) is None:
-                return None
-            reply = group.render(outcomes)
-        first = group.commands[0] if group.commands else None
-        if reply is not None and (reply is FORGET or isinstance(first, Begin)):
-            return None  # what is begun has a time of its own
-        if group.claim or reply:
-            ttl_seconds = first.ttl_seconds if isinstance(first, Try) else 0.0
-            promises.append(Promise(ref, group.claim, n, reply, r.last, ttl_seconds))
-    promises.sort(key=attrgetter("ref"))  # in which their rows are locked
-    rows = await kinds.procedure.apply(
-        connection, steps, promises, lease_seconds=kinds.lease_seconds, strict=True, watched=watched
-    )
-    if rows and rows[-1][HOW] == "unforeseen":
-        raise Surprise
-    replies: dict[int, Reply] = {}
-    of_keys, of_stages = _split(stages, rows)
-    _take(of_stages)
-    for row in of_keys:
-        promise = promises[row[ORD] - 1]
-        if promise.reply is not None:
-            replies[promise.group] = msgspec.structs.replace(promise.reply, body=bytes(row[BODY]))
-    return [Result(r.outcomes, replies.get(n)) for n, r in enumerate(running)]
 
 
 def _planned(groups: Sequence[Group], kinds: Kinds) -> tuple[list[_Running], list[Step], list[_Stage]]:
@@ -250,7 +181,7 @@ def _planned(groups: Sequence[Group], kinds: Kinds) -> tuple[list[_Running], lis
         for command in group.commands[1:]
         if isinstance(command, MoveTransaction)
     ]
-    steps = [Step(LOCK, [key for _, key in late], [n for n, _ in late], [None] * len(late))] if late else []
+    steps = [Step(LOCK, [key for _, key in late], [n for n, _ in late])] if late else []
     stages: list[_Stage] = []
     left = list(enumerate(running))
     while left := [(n, r) for n, r in left if r.left]:
@@ -260,15 +191,13 @@ def _planned(groups: Sequence[Group], kinds: Kinds) -> tuple[list[_Running], lis
         members: list[tuple[_Running, int]] = []
         commands: list[Command] = []
         of: list[int] = []
-        foreseen: list[Foreseen | None] = []
         for n, r in left:
             if r.left[0] == rank:
-                these, foreseen_of_these = r.next(number)
+                these = r.next()
                 members.append((r, len(these)))
                 commands += these
-                foreseen += foreseen_of_these
                 of += [n] * len(these)
-        steps.append(Step(kind.name, commands, of, foreseen))
+        steps.append(Step(kind.name, commands, of))
         stages.append(_Stage(number, steps[-1], kind.read, members))
     return running, steps, stages
 
@@ -282,7 +211,7 @@ def _split(stages: Sequence[_Stage], rows: Sequence[Any]) -> tuple[Sequence[Any]
 def _take(of_stages: Sequence[tuple[_Stage, Sequence[Any]]]) -> None:
     """Give groups their outcomes."""
     for stage, rows in of_stages:
-        outcomes = iter(stage.read(stage.step.commands, stage.step.foreseen, rows))
+        outcomes = iter(stage.read(stage.step.commands, rows))
         for r, count in stage.members:
             r.take([next(outcomes) for _ in range(count)])
 

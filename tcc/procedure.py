@@ -19,9 +19,8 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tcc.commands import MOMENT, Foreseen
 from tcc.db import fetch
-from tcc.promises import COLUMNS, MARK, Promise, columns_of, held_sql, keep_sql
+from tcc.idempotency import Claim, key_columns
 from tcc.resource import Resource
 from tcc.sql import (
     ROW,
@@ -29,10 +28,10 @@ from tcc.sql import (
     bury_sql,
     found_sql,
     found_transactions_sql,
+    held_keys_sql,
     lock_transactions_sql,
     move_sql,
     move_transaction_sql,
-    row_of,
     try_sql,
 )
 
@@ -40,9 +39,6 @@ BEGIN: Final = "begin"
 MOVE_TRANSACTION: Final = "move transaction"
 LOCK: Final = "lock transactions"
 """Takes the moves of transactions that come later."""
-
-_UNFORESEEN: Final = "TCC01"
-"""The error by which the function undoes what it has done; nobody else sees it."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -58,13 +54,11 @@ def move_kind(resource: str) -> str:
 
 
 class Step(msgspec.Struct, frozen=True):
-    """Commands of one kind, and for each the number of the group that it belongs to, and what it leaves behind where
-    that is foreseen, and need not be told."""
+    """Commands of one kind, and for each the number of the group that it belongs to."""
 
     kind: str
     commands: Sequence[Any]
     groups: Sequence[int]
-    foreseen: Sequence[Foreseen | None]
 
 
 class Statements(msgspec.Struct, frozen=True):
@@ -104,21 +98,11 @@ RETURNS SETOF record LANGUAGE plpgsql AS $tcc${body}$tcc$"""
         self._call = text(f"SELECT * FROM {self.name}({given}) AS x({columns})")
 
     async def apply(
-        self,
-        connection: AsyncConnection,
-        steps: Sequence[Step],
-        promises: Sequence[Promise],
-        *,
-        lease_seconds: float,
-        strict: bool = False,
-        watched: Sequence[int] = (),
+        self, connection: AsyncConnection, steps: Sequence[Step], claims: Mapping[int, Claim], *, lease_seconds: float
     ) -> list[Any]:
-        """Apply steps, other than for those groups whose claim on a key finds that it is held. Rows of `ROW`: those
-        about keys, with the number of the promise from 1, say step 0, others the number of their step from 1.
-
-        `strict`: promises are kept, too; unless something stands against a group that is `watched`, or a key is not as
-        it was promised: then nothing is done, and the last row says `unforeseen`.
-        """
+        """Apply steps, other than for those groups whose claim on a key, which is under the group's number, finds that
+        it is held. Rows of `ROW`: those about keys, with the number of the claim from 1, say step 0, others the number
+        of their step from 1."""
         rows = await fetch(
             connection,
             self._call,
@@ -128,12 +112,9 @@ RETURNS SETOF record LANGUAGE plpgsql AS $tcc${body}$tcc$"""
                 "batches": [_encode(step.commands).decode() for step in steps],
                 "sizes": [len(step.commands) for step in steps],
                 "groups": [group for step in steps for group in step.groups],
-                "seens": [expected and expected.before.updated_at for step in steps for expected in step.foreseen],
-                "moment": MOMENT,
-                "strict": strict,
-                "watched": watched,
-                "mark": MARK,
-                **columns_of(promises),
+                "claimants": list(claims),
+                "tokens": [claim.token for claim in claims.values()],
+                **key_columns([claim.ref for claim in claims.values()]),
             },
         )
         return list(rows)
@@ -145,12 +126,12 @@ _ARGUMENTS: Final = {
     "batches": "text[]",
     "sizes": "int[]",
     "groups": "int[]",
-    "seens": "timestamptz[]",
-    "moment": "timestamptz",
-    "strict": "boolean",
-    "watched": "int[]",
-    "mark": "text",
-    **COLUMNS,
+    "claimants": "int[]",
+    "tenants": "text[]",
+    "callers": "text[]",
+    "operations": "text[]",
+    "keys": "text[]",
+    "tokens": "uuid[]",
 }
 
 _GIVEN: Final = re.compile(r"(?<![:\w]):(\w+)")
@@ -184,15 +165,9 @@ def _applied(kind: str, of: Statements) -> str:
         v_again := '{{}}';
         FOR v_row IN {_inside(of.apply)} LOOP
           RETURN NEXT v_row;
-          IF v_strict AND v_of[v_row.ord] = ANY (v_watched) THEN
-            RAISE SQLSTATE '{_UNFORESEEN}';
-          END IF;
           CASE v_row.how
-            WHEN 'moved' THEN v_told := v_told || v_of[v_row.ord];
             WHEN 'again' THEN v_again := v_again || v_row.ord;
-            WHEN 'known', 'found' THEN
-              v_told := v_told || v_of[v_row.ord];
-              v_found := v_found || v_row.ord;
+            WHEN 'known', 'found' THEN v_found := v_found || v_row.ord;
             WHEN 'missing' THEN v_missing := CASE WHEN v_row.ok THEN v_missing || v_row.ord ELSE v_missing END;
             ELSE NULL;
           END CASE;
@@ -200,7 +175,6 @@ def _applied(kind: str, of: Statements) -> str:
             v_stopped := v_stopped || v_of[v_row.ord];
           END IF;
         END LOOP;
-        v_nows[v_step] := COALESCE(v_nows[v_step], v_row.now); -- what was decided again isn't watched
         EXIT WHEN v_again = '{{}}';
         {_all_but("v_again")}
       END LOOP;
@@ -221,21 +195,15 @@ DECLARE
   v_first int := 1;
   v_commands jsonb;
   v_of int[];
-  v_seen timestamptz[];
-  v_told int[] := '{{}}';
   v_stopped int[] := '{{}}';
   v_skip bigint[];
   v_again bigint[];
   v_found bigint[];
   v_missing bigint[];
-  v_nows timestamptz[] := '{{}}';
   v_row record;
 BEGIN
   IF v_keys <> '{{}}' THEN
-    FOR v_row IN {_inside(held_sql())} LOOP
-      IF v_strict THEN
-        RAISE SQLSTATE '{_UNFORESEEN}';
-      END IF;
+    FOR v_row IN {_inside(held_keys_sql())} LOOP
       RETURN NEXT v_row;
       IF NOT v_row.ok THEN
         v_stopped := v_stopped || v_claimants[v_row.ord];
@@ -244,16 +212,11 @@ BEGIN
   END IF;
   FOR v_step IN 1 .. cardinality(v_kinds) LOOP
     v_of := v_groups[v_first : v_first + v_sizes[v_step] - 1];
-    v_seen := v_seens[v_first : v_first + v_sizes[v_step] - 1];
     v_first := v_first + v_sizes[v_step];
     v_skip := '{{}}';
     IF v_stopped <> '{{}}' THEN
       v_skip := ARRAY(SELECT n FROM generate_subscripts(v_of, 1) AS n WHERE v_of[n] = ANY (v_stopped));
       CONTINUE WHEN cardinality(v_skip) = v_sizes[v_step];
-    END IF;
-    IF v_told <> '{{}}' THEN -- what these groups foresaw is out of date
-      v_seen := ARRAY(
-        SELECT CASE WHEN v_of[n] <> ALL (v_told) THEN v_seen[n] END FROM generate_subscripts(v_of, 1) AS n ORDER BY n);
     END IF;
     v_commands := v_batches[v_step];
     v_found := '{{}}';
@@ -263,17 +226,5 @@ BEGIN
       FOR v_row IN {_inside(lock_transactions_sql())} LOOP
       END LOOP;{"".join(_applied(kind, of) for kind, of in kinds.items())}
     END CASE;
-  END LOOP;
-  IF v_strict AND v_keys <> '{{}}' THEN
-    FOR v_row IN {_inside(keep_sql())} LOOP
-      IF NOT v_row.ok THEN
-        RAISE SQLSTATE '{_UNFORESEEN}';
-      END IF;
-      RETURN NEXT v_row;
-    END LOOP;
-  END IF;
-EXCEPTION WHEN SQLSTATE '{_UNFORESEEN}' THEN
-  FOR v_row IN SELECT {_inside(row_of(how="'unforeseen'"))} LOOP
-    RETURN NEXT v_row;
   END LOOP;
 END"""

@@ -20,8 +20,8 @@ _encode = msgspec.json.Encoder().encode
 STATES: Final = {state.value: state for state in State}
 
 # A row's columns by their position: by name, reading them costs as much as all else that is done with a batch here.
-_NOW, ORD, HOW, _SOURCE, _ALLOWED, _IN_TIME, _OWNED, _KEPT, _SAME, _DETAIL, BODY = map(
-    list(ROW).index, ("now", "ord", "how", "source", "allowed", "in_time", "owned", "kept", "same", "detail", "body")
+_NOW, ORD, _HOW, _SOURCE, _ALLOWED, _IN_TIME, _OWNED, _KEPT, _SAME, _DETAIL = map(
+    list(ROW).index, ("now", "ord", "how", "source", "allowed", "in_time", "owned", "kept", "same", "detail")
 )
 
 
@@ -31,14 +31,12 @@ def reservation_view(row: Sequence[Any]) -> ReservationView:
     return ReservationView(resource, id, STATES[state], *rest)
 
 
-def tried(
-    commands: Sequence[Try], _: Sequence[Foreseen | None], rows: Sequence[Any], held: State
-) -> list[Outcome[ReservationView]]:
+def tried(commands: Sequence[Try], rows: Sequence[Any], held: State) -> list[Outcome[ReservationView]]:
     """The outcomes of Tries, in their order; what they have come to where nothing stood against them is `held`. A
     refusal's code is the resource's, or of `tcc.errors`."""
 
     def refused(command: Try, row: Sequence[Any]) -> Outcome[ReservationView]:
-        code, now, detail = row[HOW], row[_NOW], row[_DETAIL]
+        code, now, detail = row[_HOW], row[_NOW], row[_DETAIL]
         view = as_asked(command, now, State.REFUSED, code, detail) if row[_KEPT] else None
         return Outcome(code, view, now, detail)
 
@@ -77,7 +75,7 @@ def recorded(
             outcomes[n] = (
                 refused(commands[n], named[n]) if n in named else Outcome(DONE, as_asked(commands[n], now), now)
             )
-        left = [n for n, row in named.items() if row[HOW] == "again"]
+        left = [n for n, row in named.items() if row[_HOW] == "again"]
     return outcomes
 
 
@@ -116,21 +114,13 @@ def _repeated(same: bool, view: ReservationView, now: datetime) -> Outcome[Reser
 
 
 def moved(
-    machine: Machine,
-    commands: Sequence[Any],
-    foreseen: Sequence[Foreseen | None],
-    rows: Sequence[Any],
-    view: Callable[[Any], View],
+    machine: Machine, commands: Sequence[Any], rows: Sequence[Any], view: Callable[[Any], View]
 ) -> list[Outcome[View]]:
-    """The outcomes of events, in their order. Those that no row names came out as they were foreseen."""
-    now = next((row[_NOW] for row in rows), None)
-    outcomes: list[Any] = [_at(expected, now) if expected else None for expected in foreseen]
+    """The outcomes of events, in their order."""
+    outcomes: list[Any] = [None] * len(commands)
     found: dict[int, Any] = {}
     for row in rows:
-        how = row[HOW]
-        if how is None:
-            continue
-        n = row[ORD] - 1
+        how, n = row[_HOW], row[ORD] - 1
         if how in ("moved", "buried"):
             outcomes[n] = Outcome(DONE, view(row), row[_NOW])
         elif how == "missing":
@@ -141,10 +131,6 @@ def moved(
             seen = view(row)
             outcomes[n] = Outcome(_verdict(machine, commands[n].event, found[n], seen), seen, found[n][_NOW])
     return outcomes
-
-
-def _at(foreseen: Foreseen, now: Any) -> Outcome[Any]:
-    return Outcome(DONE, msgspec.structs.replace(foreseen.view, updated_at=now), now)
 
 
 def _verdict(machine: Machine, event: Event, row: Sequence[Any], seen: Any) -> str:
@@ -196,8 +182,6 @@ def foresee(view: ReservationView, command: Move, *, external: bool) -> Foreseen
     return followed(view, command, target, guard, expires_at=until, extendable_until=cap)
 
 
-def moved_reservations(
-    commands: Sequence[Move], foreseen: Sequence[Foreseen | None], rows: Sequence[Any]
-) -> list[Outcome[ReservationView]]:
+def moved_reservations(commands: Sequence[Move], rows: Sequence[Any]) -> list[Outcome[ReservationView]]:
     """The outcomes of events of reservations, in their order."""
-    return moved(RESERVATION, commands, foreseen, rows, reservation_view)
+    return moved(RESERVATION, commands, rows, reservation_view)

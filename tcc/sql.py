@@ -45,7 +45,6 @@ ROW: Final = {
     "owned": "boolean",
     "kept": "boolean",
     "same": "boolean",
-    "body": "bytea",
     "confirm": "text",
     "branches": "jsonb",
     "correlation_id": "text",
@@ -77,8 +76,6 @@ this, with nulls where it has nothing to say. `step` is what the statement was t
 `there`       the row that was found; `same` if it is what a Try or Begin asked for
 `buried`      a tombstone; the row
 `held`        a key's row was there
-`kept`        what was promised of a key; the `body` of the reply, if there is one
-`unforeseen`  something isn't as it was promised, and so nothing was done
 null          nothing but the clock, in a row with no `ord`: a command that no row names had its way at that time, and
               what that leaves behind is known
 
@@ -125,12 +122,14 @@ def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
     columns = f"{COMMAND_COLUMNS}, transaction_id uuid, reference text, claim jsonb, ttl_seconds float8"
     refuses = bool(effects.decide)
     written = [
-        f"SELECT a.*, '{held}' AS state, NULL::text AS code, NULL::jsonb AS detail, {due} AS due_at FROM {resource}_accepted a"
+        f"""SELECT a.*, '{held}' AS state, NULL::text AS code, NULL::jsonb AS detail, {due} AS due_at
+  FROM {resource}_accepted a"""
     ]
     exceptions = ["SELECT n.ord, 'known' AS how, n.ok, false AS kept, NULL::jsonb AS detail FROM known n"]
     if refuses:
         written.append(f"""SELECT f.*, k.now, 'refused', d.code, d.detail, NULL
-  FROM {resource}_refused d JOIN {resource}_fresh f ON f.ord = d.ord CROSS JOIN clock k WHERE d.kept AND d.code <> 'again'""")
+  FROM {resource}_refused d JOIN {resource}_fresh f ON f.ord = d.ord CROSS JOIN clock k
+  WHERE d.kept AND d.code <> 'again'""")
         exceptions.append(f"SELECT d.ord, d.code, false, d.kept, d.detail FROM {resource}_refused d")
     return (
         joined(
@@ -192,9 +191,11 @@ FROM cmd c JOIN transactions r ON r.id = c.id AND r.tenant_id = c.tenant_id"""
     )
 
 
-SET: Final = """state = j.target,
+def assigned(until: str) -> str:
+    """What an event `j` makes of a row `r`, which lasts `until` then."""
+    return f"""state = j.target,
     reason = COALESCE(j.reason, r.reason),
-    expires_at = j.until,
+    expires_at = {until},
     expires_cap = COALESCE(j.cap, r.expires_cap),
     detail = COALESCE(j.detail, r.detail),
     attempts = CASE j.event WHEN 'postpone' THEN r.attempts + 1 ELSE 0 END,
@@ -203,6 +204,7 @@ SET: Final = """state = j.target,
                            THEN COALESCE(r.attention_since, j.now)
                            WHEN j.event = 'postpone' THEN r.attention_since END,
     updated_at = j.now"""
+
 
 _LEASE: Final = "CAST(:lease_seconds AS float8)"
 
@@ -231,11 +233,10 @@ def _locked(columns: str, table: str, resource: str | None = None) -> list[str]:
     owner, of_resource = (
         ("r.transaction_id", " AND r.resource = c.resource") if table == "reservations" else ("NULL::uuid", "")
     )
-    seen = "(CAST(:seen AS timestamptz[]))[c.ord]"
     return [
         _cmd(columns, resource),
         f"""locked AS MATERIALIZED (
-  SELECT c.*, {_BEFORE}, {owner} AS owner, {seen} IN (r.updated_at, CAST(:moment AS timestamptz)) AS as_seen
+  SELECT c.*, {_BEFORE}, {owner} AS owner
   FROM cmd c JOIN {table} r ON r.id = c.id{of_resource} AND r.tenant_id = c.tenant_id
   ORDER BY r.tenant_id, r.id FOR NO KEY UPDATE OF r)""",
     ]
@@ -269,12 +270,12 @@ def _moved_rows(table: str, assignments: str) -> str:
     of_resource = " AND r.resource = j.resource" if table == "reservations" else ""
     exchanges = "j.exchanges" if table == "reservations" else "NULL::jsonb"
     return f"""moved_rows AS (
-  UPDATE {table} r SET {SET},
+  UPDATE {table} r SET {assigned("j.until")},
     {assignments}
   FROM judged j
   WHERE r.id = j.id{of_resource} AND r.tenant_id = j.tenant_id
     AND j.target IS NOT NULL AND j.in_time AND j.owned
-  RETURNING j.ord, j.event, j.source, j.as_seen, j.attempts AS attempt, j.reason AS said_reason, j.now,
+  RETURNING j.ord, j.event, j.source, j.attempts AS attempt, j.reason AS said_reason, j.now,
     COALESCE(j.detail, to_jsonb(j.attention)) AS said, j.correlation_id AS asked_under, j.actor, j.entry_id,
     {exchanges} AS exchanges, r.*)"""
 
@@ -302,8 +303,7 @@ _UNMOVED: Final = "judged x WHERE x.ord NOT IN (SELECT m.ord FROM moved_rows m)"
 
 
 def _outcomes(machine: Machine, view: str, missing: str) -> str:
-    """A row for each command that didn't move a row that was as it had been seen. `missing`: whether it is all right
-    that there is nothing to move."""
+    """A row for each command. `missing`: whether it is all right that there is nothing to move."""
     found = {
         "now": "x.now",
         "ord": "x.ord",
@@ -315,9 +315,8 @@ def _outcomes(machine: Machine, view: str, missing: str) -> str:
         "owned": "x.owned",
     }
     return f"""
-SELECT {row_of(now="k.now")} FROM clock k
-UNION ALL SELECT {row_of(view, "x", now="x.now", ord="x.ord", how="'moved'", ok="true", source="x.source")}
-FROM moved_rows x WHERE x.as_seen IS NOT TRUE
+SELECT {row_of(view, "x", now="x.now", ord="x.ord", how="'moved'", ok="true", source="x.source")}
+FROM moved_rows x
 UNION ALL SELECT {row_of(**found)} FROM {_UNMOVED}
 UNION ALL SELECT {row_of(now="k.now", ord="c.ord", how="'missing'", ok=missing)}
 FROM cmd c CROSS JOIN clock k WHERE c.ord NOT IN (SELECT l.ord FROM locked l)"""
@@ -370,8 +369,7 @@ def expire_sql(resource: str, effects: Effects) -> str:
   WHERE r.due_at <= now() AND r.resource || '' = '{resource}'
   ORDER BY r.due_at LIMIT cardinality(CAST(:entries AS uuid[])) FOR NO KEY UPDATE SKIP LOCKED)""",
         f"""locked AS MATERIALIZED (
-  SELECT {command}, '{resource}' AS resource, d.ord, d.source, d.attempts, d.expires_at, d.expires_cap, d.owner,
-    false AS as_seen
+  SELECT {command}, '{resource}' AS resource, d.ord, d.source, d.attempts, d.expires_at, d.expires_cap, d.owner
   FROM (SELECT *, row_number() OVER () AS ord FROM due) d)""",
     ]
     return (
@@ -470,3 +468,12 @@ def lock_transactions_sql() -> str:
 SELECT r.id FROM transactions r JOIN cmd c ON r.id = c.id AND r.tenant_id = c.tenant_id
 ORDER BY r.tenant_id, r.id FOR NO KEY UPDATE OF r"""
     )
+
+
+def held_keys_sql() -> str:
+    """Those keys to be taken that have a row. `ok`: it is this very request's, and has no reply yet."""
+    return f"""
+SELECT {row_of(ord="c.ord", how="'held'", ok="k.status IS NULL AND k.token = c.token")}
+FROM unnest(CAST(:tenants AS text[]), CAST(:callers AS text[]), CAST(:operations AS text[]), CAST(:keys AS text[]),
+    CAST(:tokens AS uuid[])) WITH ORDINALITY AS c(tenant_id, caller, operation, key, token, ord)
+JOIN idempotency_keys k USING (tenant_id, caller, operation, key)"""

@@ -30,9 +30,7 @@ def _view(row: Sequence[Any]) -> TransactionView:
     return transaction_view(_COLUMNS(row))
 
 
-def begun(
-    commands: Sequence[Begin], _: Sequence[Foreseen | None], rows: Sequence[Any]
-) -> list[Outcome[TransactionView]]:
+def begun(commands: Sequence[Begin], rows: Sequence[Any]) -> list[Outcome[TransactionView]]:
     """The outcomes of Begins, in their order; a repeat finds the row that is there."""
 
     def known(command: Begin, row: Sequence[Any]) -> Any:
@@ -71,8 +69,6 @@ def foresee(view: TransactionView, command: MoveTransaction) -> Foreseen | None:
     return followed(view, command, _target(command.event, view.state), _guard(command.event), deadline=until)
 
 
-def moved_transactions(
-    commands: Sequence[MoveTransaction], foreseen: Sequence[Foreseen | None], rows: Sequence[Any]
-) -> list[Outcome[TransactionView]]:
+def moved_transactions(commands: Sequence[MoveTransaction], rows: Sequence[Any]) -> list[Outcome[TransactionView]]:
     """The outcomes of events of transactions, in their order."""
-    return moved(TRANSACTION, commands, foreseen, rows, _view)
+    return moved(TRANSACTION, commands, rows, _view)

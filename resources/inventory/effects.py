@@ -36,7 +36,8 @@ inventory_weighed AS (
   FROM (
     SELECT s.tenant_id, s.sku, s.location, 0 AS ord, 0 AS quantity, 0 AS line, s.on_hand, s.available, s.held
     FROM inventory_shelf s
-    UNION ALL SELECT l.tenant_id, l.sku, l.location, l.ord, l.quantity, l.line, NULL, NULL, NULL FROM inventory_lines l) u
+    UNION ALL SELECT l.tenant_id, l.sku, l.location, l.ord, l.quantity, l.line, NULL, NULL, NULL
+    FROM inventory_lines l) u
   WINDOW shelves AS (PARTITION BY u.tenant_id, u.sku, u.location ORDER BY u.ord)),
 inventory_settled AS MATERIALIZED (
   SELECT w.*, bool_and(COALESCE(w.wanted <= w.available, false)) OVER (PARTITION BY w.ord) AS fits

@@ -11,13 +11,14 @@ import pytest
 from resources.registry import RESOURCES
 from tcc import idempotency, reads, sweeps
 from tcc.db import Database, numbered
-from tcc.promises import held_sql, keep_sql
+from tcc.foreseen_sql import change_sql, record_sql
 from tcc.sql import (
     begin_sql,
     bury_sql,
     expire_sql,
     found_sql,
     found_transactions_sql,
+    held_keys_sql,
     lock_transactions_sql,
     move_sql,
     move_transaction_sql,
@@ -35,8 +36,9 @@ STATEMENTS = {
     "move transaction": move_transaction_sql(),
     "lock transactions": lock_transactions_sql(),
     "look up keys": idempotency._LOOK.text,
-    "find keys": held_sql(),
-    "keep promises": keep_sql(),
+    "find keys": held_keys_sql(),
+    "record what is foreseen": record_sql(RESOURCES),
+    "change what is foreseen": change_sql(RESOURCES),
     "store replies": idempotency._STORE.text,
     "read reservations": reads._RESERVATIONS.text,
     "read a transaction": reads._TRANSACTION.text,

@@ -98,16 +98,18 @@ class Batcher:
     def __init__(
         self,
         database: Database,
-        resources: Sequence[Resource],
+        known: Sequence[Resource],
+        here: Sequence[Resource],
         metrics: Metrics,
         *,
         lease_seconds: float,
         batch: int,
         queue: int,
     ) -> None:
+        """`known`: all resources there are; `here`: those that live in this database."""
         self.database = database
-        self._kinds = Kinds(resources, lease_seconds=lease_seconds)
-        self._foresight = Foresight(resources, lease_seconds=lease_seconds)
+        self._kinds = Kinds(known, lease_seconds=lease_seconds)
+        self._foresight = Foresight(here, lease_seconds=lease_seconds)
         self._metrics = metrics
         self._batch = batch
         self._limit = queue

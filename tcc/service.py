@@ -101,6 +101,7 @@ def open_service(
         url: (Batcher if url == settings.database_url else make_elsewhere)(
             make_database(url, application=application, pooler=settings.database_pooler),
             resources,
+            [resource for resource in resources if urls[resource.name] == url],
             metrics,
             lease_seconds=settings.lease_seconds,
             batch=settings.batch_size,

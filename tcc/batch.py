@@ -1,9 +1,10 @@
 """The batcher: many commands, one database transaction.
 
 Whoever wants a change of state submits a `Group`: commands that are applied in their order, in one transaction, each
-only if the one before it came out well. A runner takes what has queued up while its last batch was running, applies all
-of it with as few set-based statements as there are kinds of command in it, commits, and only then answers. No timer:
-under load batches grow by themselves, and one hot row is updated once for many reservations.
+only if the one before it came out well. A runner takes what has queued up while the last batch was running, applies it
+by one statement (`tcc.foresight`), or by one for each kind of command in it (`tcc.groups`), commits, and only then
+answers, when the other runner has begun the next. No timer: under load batches grow by themselves, and one hot row is
+updated once for many reservations.
 
 A batch that fails is retried in halves until the poisonous group stands alone. A caller that goes away doesn't undo
 its commands: they run in the runner's own task. The idea is PostgreSQL's group commit, one level up; TigerBeetle builds
@@ -53,8 +54,9 @@ WAIT_SECONDS: Final = 5.0
 """How long a group may wait to be taken. After that its caller is told that nothing was done, which is then so."""
 
 AT_A_TIME: Final = 16
-"""So many callers are told at once what became of their groups, in a crowd. Each has much to do then; and the event
-loop takes one new connection each time that it comes round, and those are to be refused soon."""
+"""So many callers are told at once what became of their groups. Each has much to do then, and in between the event loop
+hears of the next batch; and takes new connections, one each time that it comes round, which are to be refused soon in a
+crowd."""
 
 SURPRISE: Final = 0.1
 """How much one batch counts that came out other than foreseen."""
@@ -87,7 +89,7 @@ class _Refused(NamedTuple):
 
 
 class Batcher:
-    """One database's queues, and one batch at a time, or two, each with a connection of its own.
+    """One database's queues, and two runners in turn, each with a connection of its own.
 
     A batch is of tries (and what begins transactions), or of moves: each locks what reservations share, such as stock,
     in a statement of its own, and a transaction that locked it twice could deadlock with another.
@@ -239,9 +241,9 @@ class Batcher:
             self._fail(taken, error)
 
     def _take(self) -> list[_Waiting]:
-        """The next groups, in order, no two of which touch the same row: of the longer queue, since a large batch costs
-        little more than a small one; but no more than half of all, so that the database has something to do while this
-        process sees to the others."""
+        """The next groups, in order, no two of which touch the same row, and all foretold or none: of the longer
+        queue, since a large batch costs little more than a small one; but no more than half of all, so that the
+        database has something to do while this process sees to the others."""
         limit = min(self._batch, (len(self._moves) + len(self._tries) + self._taken + 1) // 2)
         waiting = max(self._moves, self._tries, key=len)
         taken: list[_Waiting] = []
@@ -252,7 +254,7 @@ class Batcher:
             entry = waiting.popleft()
             weight += entry.group.weight()
             touched = entry.group.touches()
-            if blocked.isdisjoint(touched):
+            if blocked.isdisjoint(touched) and (not taken or bool(taken[0].foretold) == bool(entry.foretold)):
                 taken.append(entry)
             else:
                 passed.append(entry)
@@ -377,11 +379,15 @@ class Batcher:
         foretold = [entry.foretold for entry in part if entry.foretold]
         if not self._foresees(tries):
             self._surprises[tries] *= 1 - SURPRISE / 10
-        elif attempt == 1 and len(foretold) == len(part):
+        elif attempt == 1 and foretold:
             try:
                 async with self.database.alone(connection):
                     rows = await self._foresight.apply(connection, foretold)
-            except Surprise:
+            except Exception as error:
+                if failure_of(error) is not Failure.POISON:
+                    raise
+                if not isinstance(error, Surprise):  # whatever it is, kind by kind it concerns one group alone
+                    log.warning("batch_not_foreseen", database=self.database.name, error=_kind(error))
                 self._surprises[tries] += SURPRISE
             else:
                 self._surprises[tries] *= 1 - SURPRISE

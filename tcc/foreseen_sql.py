@@ -7,7 +7,9 @@ refused. This is optimistic concurrency control (Kung and Robinson, 1981), with 
 and the write. One statement for all kinds of command: what the executor does to begin one costs as much as what a
 small batch asks of it.
 
-Order of locks: transactions, the reservations of these, sorted by key, then what the effects lock, then new rows.
+Order of locks: transactions, the reservations of these, sorted by key, then what the effects lock, then new rows, and
+keys last. What nothing else in a statement reads from is written after all that is read, the last expression first:
+therefore they stand here the other way round.
 """
 
 from __future__ import annotations
@@ -63,23 +65,23 @@ def _written(time: str) -> str:
     return f"replace({utc}, '.000000Z', 'Z')"
 
 
-_KEPT: Final = (
-    f"""kept AS MATERIALIZED (
+_KEPT: Final = f"""kept AS MATERIALIZED (
   SELECT p.*, convert_to(replace(replace(p.said, p.later, {_written("k.now + make_interval(secs => p.ttl)")}),
     :mark, {_written("k.now")}), 'UTF8') AS body
-  FROM promised p CROSS JOIN clock k WHERE k.ok)""",
-    """taken AS (
+  FROM promised p CROSS JOIN clock k WHERE k.ok)"""
+
+_TAKEN: Final = """taken AS (
   INSERT INTO idempotency_keys (tenant_id, caller, operation, key, fingerprint, subject_id, token, status, body,
     location, created_at)
   SELECT p.tenant_id, p.caller, p.operation, p.key, p.fingerprint, p.subject_id, p.token, p.status, p.body, p.location,
     clock_timestamp()
-  FROM kept p WHERE p.token IS NOT NULL ORDER BY p.tenant_id, p.caller, p.operation, p.key)""",
-    """stored AS (
+  FROM kept p WHERE p.token IS NOT NULL ORDER BY p.tenant_id, p.caller, p.operation, p.key)"""
+
+_STORED: Final = """stored AS (
   UPDATE idempotency_keys k SET status = p.status, body = p.body, location = p.location
   FROM kept p
   WHERE p.token IS NULL AND k.tenant_id = p.tenant_id AND k.caller = p.caller AND k.operation = p.operation
-    AND k.key = p.key AND k.status IS NULL)""",
-)
+    AND k.key = p.key AND k.status IS NULL)"""
 
 _TOLD: Final = """
 SELECT k.now, k.ok, p.ord, p.body FROM clock k LEFT JOIN kept p ON p.status IS NOT NULL"""
@@ -125,25 +127,12 @@ def record_sql(resources: Sequence[Resource]) -> str:
       SELECT FROM tries c
       JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id) AS ok
   FROM ({refused}) d)""",
-            """begun AS (
-  INSERT INTO transactions (tenant_id, id, state, reference, confirm, branches, expires_at, due_at,
-    created_at, updated_at, correlation_id)
-  SELECT c.tenant_id, c.id, 'trying', c.reference, c.confirm, c.branches,
-    k.now + make_interval(secs => c.ttl_seconds), k.now + make_interval(secs => LEAST(c.ttl_seconds, c.retry_seconds)),
-    k.now, k.now, c.correlation_id
-  FROM begins c CROSS JOIN clock k WHERE k.ok ORDER BY c.tenant_id, c.id)""",
+            _KEPT,
+            _TAKEN,
             f"""written AS MATERIALIZED (
   SELECT c.*, k.now, CASE WHEN c.resource IN ({external}) THEN 'trying' ELSE 'tried' END AS state,
     CASE WHEN c.resource IN ({external}) THEN LEAST(c.ttl_seconds, :lease_seconds) ELSE c.ttl_seconds END AS due
   FROM tries c CROSS JOIN clock k WHERE k.ok)""",
-            """recorded AS (
-  INSERT INTO reservations (tenant_id, resource, id, state, transaction_id, reference, claim, expires_at, due_at,
-    created_at, updated_at, correlation_id)
-  SELECT c.tenant_id, c.resource, c.id, c.state, c.transaction_id, c.reference, c.claim,
-    c.now + make_interval(secs => c.ttl_seconds),
-    CASE WHEN c.transaction_id IS NULL THEN c.now + make_interval(secs => c.due) END, c.now, c.now, c.correlation_id
-  FROM written c ORDER BY c.tenant_id, c.resource, c.id)""",
-            *effects,
             """journaled AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target,
     correlation_id, actor)
@@ -152,7 +141,21 @@ def record_sql(resources: Sequence[Resource]) -> str:
   UNION ALL SELECT c.tenant_id, c.id, c.entry_id, c.transaction_id, c.resource, c.now, 'try', NULL, c.state,
     c.correlation_id, c.actor
   FROM written c)""",
-            *_KEPT,
+            *effects,
+            """recorded AS (
+  INSERT INTO reservations (tenant_id, resource, id, state, transaction_id, reference, claim, expires_at, due_at,
+    created_at, updated_at, correlation_id)
+  SELECT c.tenant_id, c.resource, c.id, c.state, c.transaction_id, c.reference, c.claim,
+    c.now + make_interval(secs => c.ttl_seconds),
+    CASE WHEN c.transaction_id IS NULL THEN c.now + make_interval(secs => c.due) END, c.now, c.now, c.correlation_id
+  FROM written c ORDER BY c.tenant_id, c.resource, c.id)""",
+            """begun AS (
+  INSERT INTO transactions (tenant_id, id, state, reference, confirm, branches, expires_at, due_at,
+    created_at, updated_at, correlation_id)
+  SELECT c.tenant_id, c.id, 'trying', c.reference, c.confirm, c.branches,
+    k.now + make_interval(secs => c.ttl_seconds), k.now + make_interval(secs => LEAST(c.ttl_seconds, c.retry_seconds)),
+    k.now, k.now, c.correlation_id
+  FROM begins c CROSS JOIN clock k WHERE k.ok ORDER BY c.tenant_id, c.id)""",
         )
         + _TOLD
     )
@@ -192,15 +195,14 @@ def change_sql(resources: Sequence[Resource]) -> str:
       min(LEAST(l.expires_at, l.cap, l.expires_cap)) FILTER (WHERE l.guard = '{Guard.LIVE}') AS live,
       max(LEAST(l.expires_at, l.cap, l.expires_cap)) FILTER (WHERE l.guard = '{Guard.EXPIRED}') AS expired
     FROM locked l) c)""",
-            f"""moved_transactions AS (
-  UPDATE transactions r SET {assigned("j.until")},
-    due_at = {DUE},
-    decided_at = {DECIDED_AT}
-  FROM (
-    SELECT l.*, k.now, LEAST(l.expires_at, COALESCE(l.cap, l.expires_cap)) AS until, NULL::text AS attention,
-      NULL::float8 AS retry_seconds
-    FROM locked l CROSS JOIN clock k WHERE k.ok) j
-  WHERE r.id = j.id AND r.tenant_id = j.tenant_id)""",
+            _KEPT,
+            _TAKEN,
+            _STORED,
+            f"""journaled AS (
+  INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
+    correlation_id, actor, attempt, exchanges, detail)
+  SELECT {_ENTERED} FROM changes c CROSS JOIN clock k WHERE k.ok AND c.entry_id IS NOT NULL
+  UNION ALL SELECT {_ENTERED} FROM entries c CROSS JOIN clock k WHERE k.ok)""",
             """branches AS MATERIALIZED (
   SELECT c.*, k.now, NULL::text AS attention FROM changes c CROSS JOIN clock k WHERE k.ok AND c.resource IS NOT NULL
   ORDER BY c.tenant_id, c.resource, c.id)""",
@@ -211,12 +213,15 @@ def change_sql(resources: Sequence[Resource]) -> str:
   RETURNING j.ord, r.tenant_id, r.id, r.resource, r.transaction_id, r.claim, j.event, j.source,
     r.state AS target, r.detail, j.now)""",
             *effects,
-            f"""journaled AS (
-  INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
-    correlation_id, actor, attempt, exchanges, detail)
-  SELECT {_ENTERED} FROM changes c CROSS JOIN clock k WHERE k.ok AND c.entry_id IS NOT NULL
-  UNION ALL SELECT {_ENTERED} FROM entries c CROSS JOIN clock k WHERE k.ok)""",
-            *_KEPT,
+            f"""moved_transactions AS (
+  UPDATE transactions r SET {assigned("j.until")},
+    due_at = {DUE},
+    decided_at = {DECIDED_AT}
+  FROM (
+    SELECT l.*, k.now, LEAST(l.expires_at, COALESCE(l.cap, l.expires_cap)) AS until, NULL::text AS attention,
+      NULL::float8 AS retry_seconds
+    FROM locked l CROSS JOIN clock k WHERE k.ok) j
+  WHERE r.id = j.id AND r.tenant_id = j.tenant_id)""",
         )
         + f"""{_TOLD}
 WHERE NOT k.ok OR (SELECT count(*) FROM moved_reservations) = (SELECT count(*) FROM branches) OR tcc_overtaken()"""

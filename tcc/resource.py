@@ -4,17 +4,20 @@ A resource says what a claim looks like, and what Try, Confirm and Cancel do to 
 The protocol wraps them: guards, expiry, tombstones, the journal and the reply are the same for all resources. What
 happens at somebody else's (a payment gateway) is asked by an `External`, outside of any database transaction.
 
-The fragments are common table expressions, and meet the protocol in these relations:
+The fragments are common table expressions. Those of all resources may stand in one statement, so their names begin with
+the resource's, as those of the relations do in which they meet the protocol:
 
-`fresh(ord, tenant_id, id, transaction_id, claim)`
+`seats_fresh(ord, tenant_id, id, transaction_id, claim)`
     Tries of ids not seen before. Read by `Effects.decide`, which must end in
-    `refused(ord, code, kept, detail)`: a row for each that can't be held, where `code` is `again` (it would fit, but
-    not behind those before it in this batch: decide again) or the code of a refusal; `kept` is false where the claim
-    makes no sense at all, so that nothing is left behind; `detail` is jsonb or null.
-`accepted(ord, tenant_id, id, transaction_id, claim, now)`
-    The others, which are recorded. Read by `Effects.on_try`.
-`moved(ord, tenant_id, id, transaction_id, claim, event, source, target, detail, now)`
-    Reservations that an event has moved. Read by `Effects.on_move`.
+    `seats_refused(ord, code, kept, detail)`: a row for each that can't be held, where `code` is `again` (it would fit,
+    but not behind those before it in this batch: decide again) or the code of a refusal; `kept` is false where the
+    claim makes no sense at all, so that nothing is left behind; `detail` is jsonb or null.
+`seats_accepted(ord, tenant_id, id, transaction_id, claim, now)`
+    The others, which are recorded; none, where the statement finds that nothing is to be done. Read by
+    `Effects.on_try`, which must not write but for these.
+`seats_moved(ord, tenant_id, id, transaction_id, claim, event, source, target, detail, now)`
+    Reservations that an event has moved; where several have, in one commit, from the first one's source to the last
+    one's target. Read by `Effects.on_move`.
 
 Rows that several claims share must be locked in sorted order, by a materialised `SELECT … ORDER BY … FOR NO KEY
 UPDATE` to which the UPDATE is joined: only rows that are pulled from such an expression are locked.

@@ -60,6 +60,14 @@ in_both_layouts = pytest.mark.parametrize("layout", LAYOUTS, indirect=True)
 in_three_databases = pytest.mark.parametrize("layout", LAYOUTS[1:], indirect=True)
 
 
+_ELSEWHERE = {
+    "TCC_DATABASE_URL": "inventory_items, payments",
+    "TCC_INVENTORY_DATABASE_URL": "payments, orders",
+    "TCC_PAYMENTS_DATABASE_URL": "inventory_items, orders",
+}
+"""The tables of resources that live in another database, where each has its own."""
+
+
 @pytest_asyncio.fixture
 async def environment(
     layout: str, database_url: str, valkey: ValkeyServer, sandbox: SandboxProcess, request: pytest.FixtureRequest
@@ -79,6 +87,9 @@ async def environment(
     if layout == LAYOUTS[1]:
         chosen["TCC_INVENTORY_DATABASE_URL"] = await new_database(request.getfixturevalue("inventory_server"))
         chosen["TCC_PAYMENTS_DATABASE_URL"] = await new_database(request.getfixturevalue("payments_server"))
+        for name, elsewhere in _ELSEWHERE.items():
+            async with raw(chosen[name]) as connection:
+                await connection.execute(f"DROP TABLE {elsewhere}")
     return chosen
 
 

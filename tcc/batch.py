@@ -241,11 +241,11 @@ class Batcher:
             self._fail(taken, error)
 
     def _take(self) -> list[_Waiting]:
-        """The next groups, in order, no two of which touch the same row, and all foretold or none: of the longer
-        queue, since a large batch costs little more than a small one; but no more than half of all, so that the
-        database has something to do while this process sees to the others."""
+        """The next groups, in order, no two of which touch the same row, and all foretold or none: of the queue in
+        which somebody has waited longest; but no more than half of all, so that the database has something to do while
+        this process sees to the others."""
         limit = min(self._batch, (len(self._moves) + len(self._tries) + self._taken + 1) // 2)
-        waiting = max(self._moves, self._tries, key=len)
+        waiting = min((queue for queue in (self._moves, self._tries) if queue), key=lambda queue: queue[0].since)
         taken: list[_Waiting] = []
         blocked: set[Hashable] = set()
         passed: list[_Waiting] = []

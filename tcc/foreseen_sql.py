@@ -56,8 +56,7 @@ _PROMISED: Final = f"""promised AS MATERIALIZED (
 _FREE: Final = """NOT EXISTS (
     SELECT FROM promised p JOIN idempotency_keys k USING (tenant_id, caller, operation, key)
     WHERE p.token IS NOT NULL OR k.status IS NOT NULL)"""
-"""That keys are as promised. They aren't locked: the reply to one that is there is stored by whoever moves its
-transaction, whose row is."""
+"""That keys are as promised, as far as this statement can see."""
 
 
 def _written(time: str) -> str:
@@ -78,10 +77,12 @@ _TAKEN: Final = """taken AS (
   FROM kept p WHERE p.token IS NOT NULL ORDER BY p.tenant_id, p.caller, p.operation, p.key)"""
 
 _STORED: Final = """stored AS (
-  UPDATE idempotency_keys k SET status = p.status, body = p.body, location = p.location
+  UPDATE idempotency_keys k SET status = CASE WHEN k.status IS NULL THEN p.status WHEN tcc_overtaken() THEN NULL END,
+    body = p.body, location = p.location
   FROM kept p
   WHERE p.token IS NULL AND k.tenant_id = p.tenant_id AND k.caller = p.caller AND k.operation = p.operation
-    AND k.key = p.key AND k.status IS NULL)"""
+    AND k.key = p.key)"""
+"""A row may be newer than the statement sees it: whoever waits too long is told 202, and that is stored as well."""
 
 _TOLD: Final = """
 SELECT k.now, k.ok, p.ord, p.body FROM clock k LEFT JOIN kept p ON p.status IS NOT NULL"""

@@ -20,6 +20,7 @@ from tcc.sweeps import Sweeper
 from tests.client import Answer, Api, new_key, whole_order
 from tests.http.records import count, eventually, footprint, rows
 from tests.http.samples import NAMES, PLENTY, SAMPLES, SKU, Holder
+from tests.recovery.scenes import raw, somebody_waits
 
 SLOW = {"resource": "payments", "claim": {"amount": 100, "currency": "EUR", "payment_method": "tok_slow"}}
 
@@ -223,6 +224,19 @@ async def test_a_request_is_answered_with_what_its_key_has_though_somebody_else_
     assert stored == told
     assert (await first).body == told.body
     assert same(await first, await api.post(path, body, key=key))
+
+
+async def test_a_request_is_answered_with_what_its_key_was_given_while_its_last_commit_waited(
+    api: Api, database_url: str
+) -> None:
+    key = new_key()
+    first = asyncio.create_task(api.post("/v1/transactions", {"branches": [SLOW], "confirm": "auto"}, key=key))
+    async with raw(database_url) as elsewhere, elsewhere.transaction():
+        await eventually(lambda: elsewhere.fetch("SELECT FROM idempotency_keys FOR UPDATE"))
+        await eventually(lambda: somebody_waits(elsewhere))
+        await elsewhere.execute("UPDATE idempotency_keys SET status = 202, body = 'told meanwhile'")
+    assert ((await first).status, (await first).body) == (202, b"told meanwhile")
+    assert same(await first, await api.post("/v1/transactions", {"branches": [SLOW], "confirm": "auto"}, key=key))
 
 
 @pytest.mark.parametrize("path", ["/v1/transactions", *(f"/v1/{resource}/reservations" for resource in NAMES)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from uuid import UUID
 
 import psutil
 import pytest
@@ -18,7 +19,8 @@ from tcc.commands import DONE
 from tcc.db import Database
 from tcc.dev.servers import PostgresServer
 from tcc.errors import OutcomeUnknown, Overloaded
-from tcc.machine import State
+from tcc.ids import new_id
+from tcc.machine import Event, Reason, State
 from tcc.service import Service
 from tcc.sweeps import Sweeper
 from tests.client import serving
@@ -26,6 +28,7 @@ from tests.conftest import OpenService, new_database
 from tests.gateways.process import SandboxProcess
 from tests.http.records import rows
 from tests.recovery.scenes import (
+    CONTEXT,
     broken,
     card,
     eventually,
@@ -190,3 +193,30 @@ async def test_a_server_that_has_not_answered_in_time_is_not_asked_to_roll_back(
         with pytest.raises(InterfaceError, match="closed"):
             await unanswered(connection)
         await connection.invalidate()
+
+
+@pytest.mark.parametrize("crowd", ["of tries", "of cancels"])
+async def test_a_crowd_of_one_kind_does_not_keep_one_of_the_other_waiting(service: Service, crowd: str) -> None:
+    await put_stock(service, "MUG", 1000)
+    await put_stock(service, "PEN", 1)
+    held = (await hold(service, "inventory", stock(("PEN", 1)))).view
+    assert held is not None
+
+    async def cancel(id: UUID) -> object:
+        return await service.reserver.move(
+            CONTEXT, resource="inventory", id=id, event=Event.CANCEL, reason=Reason.REQUESTED
+        )
+
+    one = asyncio.Event()
+
+    async def another() -> None:
+        while not one.is_set():
+            await (hold(service, "inventory", stock(("NONE", 1))) if crowd == "of tries" else cancel(new_id()))
+
+    others = [asyncio.create_task(another()) for _ in range(24)]
+    await asyncio.sleep(0)
+    try:
+        await (cancel(held.id) if crowd == "of tries" else hold(service, "inventory", stock(("MUG", 1))))
+    finally:
+        one.set()
+        await asyncio.gather(*others)

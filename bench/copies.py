@@ -58,9 +58,7 @@ class Copier:
             statement = f"""
 INSERT INTO {source.table} ({", ".join(row["name"] for row in columns)})
 SELECT {", ".join(values)}
-FROM (SELECT n, n * make_interval(secs => $3) AS back,
-        lpad(to_hex(CAST(EXTRACT(epoch FROM now() - n * make_interval(secs => $3)) * 1000 AS bigint)), 12, '0')
-          AS moment
+FROM (SELECT n, n * make_interval(secs => $3) AS back, CAST(n * $3 * 1000 AS bigint) AS back_ms
       FROM generate_series($1::bigint, $2::bigint, -1) AS n) c
 CROSS JOIN {sample} s"""
             self._statements.append((statement, source.most))
@@ -86,8 +84,9 @@ def _copied(name: str, type: str) -> str:
 
 
 def _id_of(original: str) -> str:
-    """A copy's id, a UUIDv7 as the original's: its moment, to the millisecond, and the rest of the original."""
-    return f"CAST(c.moment || right(replace({original}, '-', ''), 20) AS uuid)"
+    """A copy's id, a UUIDv7 as the original's: of as much earlier a millisecond, and with the same rest."""
+    moment = f"CAST(CAST('x0000' || left(replace({original}, '-', ''), 12) AS bit(64)) AS bigint)"
+    return f"CAST(lpad(to_hex({moment} - c.back_ms), 12, '0') || right(replace({original}, '-', ''), 20) AS uuid)"
 
 
 def _renamed(name: str, ids: Sequence[str]) -> str:

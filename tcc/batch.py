@@ -55,8 +55,7 @@ WAIT_SECONDS: Final = 5.0
 
 AT_A_TIME: Final = 16
 """So many callers are told at once what became of their groups. Each has much to do then, and in between the event loop
-hears of the next batch; and takes new connections, one each time that it comes round, which are to be refused soon in a
-crowd."""
+hears of the next batch, and takes new connections, which are to be refused soon in a crowd."""
 
 SURPRISE: Final = 0.1
 """How much one batch counts that came out other than foreseen."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from tcc.http.draining import ENDING
+
+ACCEPTS: Final = 8
+"""How many connections are taken each time that the event loop comes round: libuv takes one from each listening socket,
+and in a crowd a round takes long. All of these are the same socket."""
 
 
 class Processes(Multiprocess):
@@ -49,8 +55,13 @@ def serve(*, host: str, port: int, processes: int) -> None:
         "proxy_headers": False,
         "lifespan": "on",
     }
+    config = uvicorn.Config(application, workers=processes, **options)
+    listening = config.bind_socket()
+    sockets = [listening, *(listening.dup() for _ in range(ACCEPTS - 1))]
     if processes > 1:
-        config = uvicorn.Config(application, workers=processes, **options)
-        Processes(config, [config.bind_socket()]).run()
-    else:
-        uvicorn.run(application, workers=None, **options)
+        Processes(config, sockets).run()
+        return
+    server = uvicorn.Server(config)
+    server.run(sockets)
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)

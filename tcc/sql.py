@@ -110,10 +110,6 @@ def joined(*parts: str) -> str:
     return "WITH " + ",\n".join(part.strip().rstrip(",") for part in parts if part.strip())
 
 
-def _prefixed(columns: str, relation: str) -> str:
-    return ", ".join(f"{relation}.{name.strip()}" for name in columns.replace("\n", " ").split(","))
-
-
 def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
     """Tries: a row for each that isn't simply held as it was asked for, so that the clock is always told."""
     held = State.TRYING if external else State.TRIED

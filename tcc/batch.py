@@ -20,7 +20,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
@@ -381,7 +380,7 @@ class Batcher:
         elif attempt == 1 and foretold:
             try:
                 async with self.database.alone(connection):
-                    rows = await self._foresight.apply(connection, foretold)
+                    results_of = await self._foresight.apply(connection, foretold)
             except Exception as error:
                 if failure_of(error) is not Failure.POISON:
                     raise
@@ -390,7 +389,7 @@ class Batcher:
                 self._surprises[tries] += SURPRISE
             else:
                 self._surprises[tries] *= 1 - SURPRISE
-                return partial(self._foresight.results, foretold, rows)
+                return results_of
         groups = [entry.group for entry in part]
         keyed = any(group.claim or group.answers for group in groups)
         one_call = self.database.at_once and not keyed

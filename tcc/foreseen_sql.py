@@ -19,17 +19,26 @@ from typing import Final
 
 from tcc.machine import Guard
 from tcc.resource import Resource
-from tcc.sql import COMMAND_COLUMNS, DECIDED_AT, DUE, assigned, joined, rows_of
+from tcc.sql import (
+    BEGIN_COLUMNS,
+    BEGINS_ENTERED,
+    BEGUN,
+    COMMAND_COLUMNS,
+    DECIDED_AT,
+    DUE,
+    RECORDED,
+    TRIES_ENTERED,
+    TRY_COLUMNS,
+    assigned,
+    joined,
+    journaled,
+    rows_of,
+)
 
 ENTRY: Final = f"""{COMMAND_COLUMNS}, transaction_id uuid, resource text, event text, source text, target text,
       reason text, attempt int, exchanges jsonb, detail jsonb"""
 
 CHANGE: Final = f"{ENTRY}, guard text, seen timestamptz, cap timestamptz"
-
-BEGIN: Final = f"""{COMMAND_COLUMNS}, reference text, confirm text, branches jsonb, ttl_seconds float8,
-      retry_seconds float8"""
-
-TRY: Final = f"{COMMAND_COLUMNS}, resource text, transaction_id uuid, reference text, claim jsonb, ttl_seconds float8"
 
 PROMISE: Final = {
     "tenants": "text[]",
@@ -89,36 +98,36 @@ SELECT k.now, k.ok, p.ord, p.body FROM clock k LEFT JOIN kept p ON p.status IS N
 """One row at least: whether everything was as foreseen, and so was done, and when; the replies as they are stored."""
 
 
+def _spliced(resources: Sequence[Resource], fragment: str, relation: str) -> list[str]:
+    """A fragment of each resource that has one, behind the relation that it reads: `{name}` is the resource's."""
+    return [
+        part
+        for resource in resources
+        if (effects := getattr(resource.effects, fragment))
+        for part in (relation.format(name=resource.name), effects)
+    ]
+
+
 def record_sql(resources: Sequence[Resource]) -> str:
     """Transactions begun and reservations tried, of any resource."""
-    deciding = [resource.name for resource in resources if resource.effects.decide]
-    refused = " UNION ALL ".join(f"SELECT ord FROM {name}_refused" for name in deciding) or "SELECT 1 WHERE false"
+    refused = [f"SELECT ord FROM {resource.name}_refused" for resource in resources if resource.effects.decide]
     external = ", ".join(f"'{resource.name}'" for resource in resources if resource.external) or "NULL"
-    deciders = [
-        part
-        for resource in resources
-        if resource.effects.decide
-        for part in (
-            f"""{resource.name}_fresh AS MATERIALIZED (
-  SELECT c.ord, c.tenant_id, c.id, c.transaction_id, c.claim FROM tries c WHERE c.resource = '{resource.name}')""",
-            resource.effects.decide,
-        )
-    ]
-    effects = [
-        part
-        for resource in resources
-        if resource.effects.on_try
-        for part in (
-            f"""{resource.name}_accepted AS MATERIALIZED (
-  SELECT c.ord, c.tenant_id, c.id, c.transaction_id, c.claim, k.now
-  FROM tries c CROSS JOIN clock k WHERE k.ok AND c.resource = '{resource.name}')""",
-            resource.effects.on_try,
-        )
-    ]
+    deciders = _spliced(
+        resources,
+        "decide",
+        """{name}_fresh AS MATERIALIZED (
+  SELECT c.ord, c.tenant_id, c.id, c.transaction_id, c.claim FROM tries c WHERE c.resource = '{name}')""",
+    )
+    effects = _spliced(
+        resources,
+        "on_try",
+        """{name}_accepted AS MATERIALIZED (
+  SELECT c.ord, c.tenant_id, c.id, c.transaction_id, c.claim, c.now FROM accepted c WHERE c.resource = '{name}')""",
+    )
     return (
         joined(
-            rows_of("begins", "begins", BEGIN),
-            rows_of("tries", "tries", TRY),
+            rows_of("begins", "begins", BEGIN_COLUMNS),
+            rows_of("tries", "tries", f"{TRY_COLUMNS}, resource text"),
             _PROMISED,
             *deciders,
             f"""clock AS MATERIALIZED (
@@ -127,36 +136,19 @@ def record_sql(resources: Sequence[Resource]) -> str:
     AND NOT EXISTS (
       SELECT FROM tries c
       JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id) AS ok
-  FROM ({refused}) d)""",
+  FROM ({" UNION ALL ".join(refused) or "SELECT 1 WHERE false"}) d)""",
             _KEPT,
             _TAKEN,
+            "fresh AS (SELECT c.*, k.now FROM begins c CROSS JOIN clock k WHERE k.ok)",
+            "accepted AS (SELECT c.*, k.now FROM tries c CROSS JOIN clock k WHERE k.ok)",
             f"""written AS MATERIALIZED (
-  SELECT c.*, k.now, CASE WHEN c.resource IN ({external}) THEN 'trying' ELSE 'tried' END AS state,
-    CASE WHEN c.resource IN ({external}) THEN LEAST(c.ttl_seconds, :lease_seconds) ELSE c.ttl_seconds END AS due
-  FROM tries c CROSS JOIN clock k WHERE k.ok)""",
-            """journaled AS (
-  INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target,
-    correlation_id, actor)
-  SELECT c.tenant_id, c.id, c.entry_id, c.id, NULL, k.now, 'begin', NULL, 'trying', c.correlation_id, c.actor
-  FROM begins c CROSS JOIN clock k WHERE k.ok
-  UNION ALL SELECT c.tenant_id, c.id, c.entry_id, c.transaction_id, c.resource, c.now, 'try', NULL, c.state,
-    c.correlation_id, c.actor
-  FROM written c)""",
+  SELECT c.*, CASE WHEN c.resource IN ({external}) THEN 'trying' ELSE 'tried' END AS state, NULL::text AS code,
+    NULL::jsonb AS detail
+  FROM accepted c)""",
+            journaled(BEGINS_ENTERED, TRIES_ENTERED),
             *effects,
-            """recorded AS (
-  INSERT INTO reservations (tenant_id, resource, id, state, transaction_id, reference, claim, expires_at, due_at,
-    created_at, updated_at, correlation_id)
-  SELECT c.tenant_id, c.resource, c.id, c.state, c.transaction_id, c.reference, c.claim,
-    c.now + make_interval(secs => c.ttl_seconds),
-    CASE WHEN c.transaction_id IS NULL THEN c.now + make_interval(secs => c.due) END, c.now, c.now, c.correlation_id
-  FROM written c ORDER BY c.tenant_id, c.resource, c.id)""",
-            """begun AS (
-  INSERT INTO transactions (tenant_id, id, state, reference, confirm, branches, expires_at, due_at,
-    created_at, updated_at, correlation_id)
-  SELECT c.tenant_id, c.id, 'trying', c.reference, c.confirm, c.branches,
-    k.now + make_interval(secs => c.ttl_seconds), k.now + make_interval(secs => LEAST(c.ttl_seconds, c.retry_seconds)),
-    k.now, k.now, c.correlation_id
-  FROM begins c CROSS JOIN clock k WHERE k.ok ORDER BY c.tenant_id, c.id)""",
+            RECORDED,
+            BEGUN,
         )
         + _TOLD
     )
@@ -168,17 +160,13 @@ _ENTERED: Final = """c.tenant_id, c.id, c.entry_id, c.transaction_id, c.resource
 
 def change_sql(resources: Sequence[Resource]) -> str:
     """Transactions moved, and reservations of theirs."""
-    effects = [
-        part
-        for resource in resources
-        if resource.effects.on_move
-        for part in (
-            f"""{resource.name}_moved AS (
+    effects = _spliced(
+        resources,
+        "on_move",
+        """{name}_moved AS (
   SELECT m.ord, m.tenant_id, m.id, m.transaction_id, m.claim, m.event, m.source, m.target, m.detail, m.now
-  FROM moved_reservations m WHERE m.resource = '{resource.name}')""",
-            resource.effects.on_move,
-        )
-    ]
+  FROM moved_reservations m WHERE m.resource = '{name}')""",
+    )
     return (
         joined(
             rows_of("changes", "changes", CHANGE),

@@ -7,8 +7,9 @@ in. If anything comes out otherwise, nothing is done at all, and the batch is ap
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -114,7 +115,7 @@ class Foresight:
         self._record = text(record_sql(resources))
         self._change = text(change_sql(resources))
         self._lease_seconds = lease_seconds
-        self._held = {resource.name: State.TRYING if resource.external else State.TRIED for resource in resources}
+        self._held = {resource.name: resource.held for resource in resources}
 
     def foretell(self, group: Group) -> Foretold | None:
         """What a group comes to, if it is only tries (and what begins their transaction), or moves that somebody has
@@ -140,13 +141,14 @@ class Foresight:
         promise = Promise(ref, group.claim, reply, ttl_seconds) if group.claim or reply else None
         return Foretold(group, shares, promise)
 
-    async def apply(self, connection: AsyncConnection, foretold: Sequence[Foretold]) -> Sequence[Any]:
-        """Apply groups that are all of tries or all of moves, store their replies, and commit, in one statement. Its
-        rows, which `results` reads.
+    async def apply(self, connection: AsyncConnection, foretold: Sequence[Foretold]) -> Callable[[], list[Result]]:
+        """Apply groups that are all of tries or all of moves, store their replies, and commit, in one statement. The
+        results are made when they are asked for.
 
         Raises `Surprise`, when nothing was done.
         """
-        promises = [promise for _, promise in _promises(foretold)]
+        promises = [(n, one.promise) for n, one in enumerate(foretold) if one.promise]
+        promises.sort(key=lambda promise: promise[1].ref)  # as the rows of keys are locked
         moves = foretold[0].group.foreseen is not None
         names = ("changes", "entries") if moves else ("begins", "tries")
         rows = await fetch(
@@ -157,16 +159,16 @@ class Foresight:
                 for name, shares in zip(names, zip(*(one.shares for one in foretold), strict=True), strict=True)
             }
             | {"lease_seconds": self._lease_seconds, "mark": _MARK}
-            | _columns(promises),
+            | _columns([promise for _, promise in promises]),
         )
         if not rows[0].ok:
             raise Surprise
-        return rows
+        return partial(self._results, foretold, promises, rows)
 
-    def results(self, foretold: Sequence[Foretold], rows: Sequence[Any]) -> list[Result]:
-        """What became of groups."""
+    def _results(
+        self, foretold: Sequence[Foretold], promises: Sequence[tuple[int, Promise]], rows: Sequence[Any]
+    ) -> list[Result]:
         now = rows[0].now
-        promises = _promises(foretold)
         replies: dict[int, Reply] = {}
         for _, _, ord, body in rows:
             if ord is not None:
@@ -220,12 +222,6 @@ def _changed(commands: Sequence[Any], foreseen: Sequence[Foreseen]) -> tuple[byt
             change = earlier.then(change)
         changes[resource, command.id] = change
     return _share(list(changes.values())), _share(entries)
-
-
-def _promises(foretold: Sequence[Foretold]) -> list[tuple[int, Promise]]:
-    """What is promised, and of which group, in the order in which the rows of keys are locked."""
-    promises = [(n, one.promise) for n, one in enumerate(foretold) if one.promise]
-    return sorted(promises, key=lambda promise: promise[1].ref)
 
 
 def _columns(promises: Sequence[Promise]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from tcc import idempotency, reservations, transactions
 from tcc.commands import Begin, Command, Foreseen, Move, MoveTransaction, Outcome, Try
 from tcc.db import Conflict
 from tcc.idempotency import Claim, Held, KeyRef, Reply
-from tcc.machine import State
 from tcc.procedure import BEGIN, LOCK, MOVE_TRANSACTION, Procedure, Step, move_kind, try_kind
 from tcc.reservations import ORD
 from tcc.resource import Resource
@@ -105,8 +104,7 @@ class Kinds:
             (MoveTransaction, None): (0, True),
         }
         for number, resource in enumerate(resources, start=1):
-            held = State.TRYING if resource.external else State.TRIED
-            self.by_rank[number, False] = Kind(try_kind(resource.name), partial(reservations.tried, held=held))
+            self.by_rank[number, False] = Kind(try_kind(resource.name), partial(reservations.tried, held=resource.held))
             self.by_rank[number, True] = Kind(move_kind(resource.name), reservations.moved_reservations)
             self._ranks[Try, resource.name] = (number, False)
             self._ranks[Move, resource.name] = (number, True)

@@ -77,7 +77,7 @@ def statements_of(resources: Sequence[Resource]) -> dict[str, Statements]:
     }
     for resource in resources:
         name, effects, external = resource.name, resource.effects, resource.external
-        kinds[try_kind(name)] = Statements(try_sql(name, effects, external=external), found_sql(name))
+        kinds[try_kind(name)] = Statements(try_sql(name, effects, resource.held), found_sql(name))
         kinds[move_kind(name)] = Statements(
             move_sql(name, effects, external=external), found_sql(name), bury=bury_sql(name)
         )

@@ -33,7 +33,7 @@ import msgspec
 
 from tcc.commands import Exchange, ReservationView
 from tcc.errors import FieldError, Kind
-from tcc.machine import Event
+from tcc.machine import Event, State
 
 
 class Effects(msgspec.Struct, frozen=True):
@@ -130,3 +130,8 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def external(self) -> bool:
         return self.connect is not None
+
+    @property
+    def held(self) -> State:
+        """In which state a Try that nothing stands against leaves a reservation."""
+        return State.TRYING if self.external else State.TRIED

@@ -25,6 +25,11 @@ COMMAND_COLUMNS: Final = "tenant_id text, id uuid, correlation_id text, actor te
 _MOVE_COLUMNS: Final = f"""{COMMAND_COLUMNS}, event text, reason text, ttl_seconds float8, retry_seconds float8,
       cap timestamptz, attention text, detail jsonb"""
 
+TRY_COLUMNS: Final = f"{COMMAND_COLUMNS}, transaction_id uuid, reference text, claim jsonb, ttl_seconds float8"
+
+BEGIN_COLUMNS: Final = f"""{COMMAND_COLUMNS}, reference text, confirm text, branches jsonb, ttl_seconds float8,
+      retry_seconds float8"""
+
 _BRANCH_COLUMNS: Final = ", transaction_id uuid, exchanges jsonb"
 
 RESERVATION_VIEW: Final = """resource, id, state, reason, reference, transaction_id, claim, detail, attention,
@@ -110,26 +115,60 @@ def joined(*parts: str) -> str:
     return "WITH " + ",\n".join(part.strip().rstrip(",") for part in parts if part.strip())
 
 
-def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
+RECORDED: Final = """recorded AS (
+  INSERT INTO reservations (tenant_id, resource, id, state, reason, transaction_id, reference, claim, detail,
+    expires_at, due_at, created_at, updated_at, correlation_id)
+  SELECT w.tenant_id, w.resource, w.id, w.state, w.code, w.transaction_id, w.reference, w.claim, w.detail,
+    w.now + make_interval(secs => w.ttl_seconds),
+    CASE WHEN w.transaction_id IS NULL AND w.state <> 'refused' THEN
+      w.now + make_interval(secs => CASE w.state WHEN 'trying' THEN LEAST(w.ttl_seconds, :lease_seconds)
+                                                 ELSE w.ttl_seconds END) END,
+    w.now, w.now, w.correlation_id
+  FROM written w ORDER BY w.tenant_id, w.resource, w.id)"""
+"""Tries that are `written`, held or refused. A branch is due to nobody: its transaction is."""
+
+BEGUN: Final = """begun AS (
+  INSERT INTO transactions (tenant_id, id, state, reference, confirm, branches, expires_at, due_at,
+    created_at, updated_at, correlation_id)
+  SELECT f.tenant_id, f.id, 'trying', f.reference, f.confirm, f.branches,
+    f.now + make_interval(secs => f.ttl_seconds), f.now + make_interval(secs => LEAST(f.ttl_seconds, f.retry_seconds)),
+    f.now, f.now, f.correlation_id
+  FROM fresh f ORDER BY f.tenant_id, f.id)"""
+"""Transactions that are `fresh`."""
+
+TRIES_ENTERED: Final = """SELECT w.tenant_id, w.id, w.entry_id, w.transaction_id, w.resource, w.now, 'try', NULL,
+    w.state, w.code, w.correlation_id, w.actor
+  FROM written w"""
+
+BEGINS_ENTERED: Final = """SELECT f.tenant_id, f.id, f.entry_id, f.id, NULL, f.now, 'begin', NULL, 'trying', NULL,
+    f.correlation_id, f.actor
+  FROM fresh f"""
+
+
+def journaled(*entered: str) -> str:
+    """The journal's rows of what is recorded."""
+    return f"""journaled AS (
+  INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
+    correlation_id, actor)
+  {" UNION ALL ".join(entered)})"""
+
+
+def try_sql(resource: str, effects: Effects, held: State) -> str:
     """Tries: a row for each that isn't simply held as it was asked for, so that the clock is always told."""
-    held = State.TRYING if external else State.TRIED
-    due_seconds = "LEAST(a.ttl_seconds, :lease_seconds)" if external else "a.ttl_seconds"
-    due = f"CASE WHEN a.transaction_id IS NULL THEN a.now + make_interval(secs => {due_seconds}) END"
-    columns = f"{COMMAND_COLUMNS}, transaction_id uuid, reference text, claim jsonb, ttl_seconds float8"
     refuses = bool(effects.decide)
     written = [
-        f"""SELECT a.*, '{held}' AS state, NULL::text AS code, NULL::jsonb AS detail, {due} AS due_at
+        f"""SELECT a.*, '{held}' AS state, NULL::text AS code, NULL::jsonb AS detail
   FROM {resource}_accepted a"""
     ]
     exceptions = ["SELECT n.ord, 'known' AS how, n.ok, false AS kept, NULL::jsonb AS detail FROM known n"]
     if refuses:
-        written.append(f"""SELECT f.*, k.now, 'refused', d.code, d.detail, NULL
+        written.append(f"""SELECT f.*, k.now, 'refused', d.code, d.detail
   FROM {resource}_refused d JOIN {resource}_fresh f ON f.ord = d.ord CROSS JOIN clock k
   WHERE d.kept AND d.code <> 'again'""")
         exceptions.append(f"SELECT d.ord, d.code, false, d.kept, d.detail FROM {resource}_refused d")
     return (
         joined(
-            _cmd(columns, resource),
+            _cmd(TRY_COLUMNS, resource),
             f"""known AS MATERIALIZED (
   SELECT c.ord, {_SAME} AND r.state NOT IN ('refused', 'cancelled', 'cancelling') AS ok
   FROM cmd c JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id)""",
@@ -143,19 +182,9 @@ def try_sql(resource: str, effects: Effects, *, external: bool) -> str:
   {f"WHERE f.ord NOT IN (SELECT d.ord FROM {resource}_refused d)" if refuses else ""})""",
             f"""written AS MATERIALIZED (
   {" UNION ALL ".join(written)})""",
-            """recorded AS (
-  INSERT INTO reservations (tenant_id, resource, id, state, reason, transaction_id, reference, claim, detail,
-    expires_at, due_at, created_at, updated_at, correlation_id)
-  SELECT w.tenant_id, w.resource, w.id, w.state, w.code, w.transaction_id, w.reference, w.claim, w.detail,
-    w.now + make_interval(secs => w.ttl_seconds), w.due_at, w.now, w.now, w.correlation_id
-  FROM written w ORDER BY w.tenant_id, w.id)""",
+            RECORDED,
             effects.on_try,
-            """journaled AS (
-  INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
-    correlation_id, actor)
-  SELECT w.tenant_id, w.id, w.entry_id, w.transaction_id, w.resource, w.now, 'try', NULL, w.state, w.code,
-    w.correlation_id, w.actor
-  FROM written w)""",
+            journaled(TRIES_ENTERED),
         )
         + f"""
 SELECT {row_of(now="k.now", ord="x.ord", how="x.how", ok="x.ok", kept="x.kept", detail="x.detail")}
@@ -413,28 +442,16 @@ SELECT {row_of(RESERVATION_VIEW, "b", now="b.created_at", ord="b.ord", how="'bur
 
 def begin_sql() -> str:
     """Transactions recorded: a row for each that was there already."""
-    columns = f"""{COMMAND_COLUMNS}, reference text, confirm text, branches jsonb, ttl_seconds float8,
-      retry_seconds float8"""
     return (
         joined(
-            _cmd(columns),
+            _cmd(BEGIN_COLUMNS),
             "clock AS MATERIALIZED (SELECT clock_timestamp() AS now)",
             """known AS MATERIALIZED (
   SELECT c.ord FROM cmd c JOIN transactions r ON r.id = c.id AND r.tenant_id = c.tenant_id)""",
             """fresh AS MATERIALIZED (
   SELECT c.*, k.now FROM cmd c CROSS JOIN clock k WHERE c.ord NOT IN (SELECT n.ord FROM known n))""",
-            """recorded AS (
-  INSERT INTO transactions (tenant_id, id, state, reference, confirm, branches, expires_at, due_at,
-    created_at, updated_at, correlation_id)
-  SELECT f.tenant_id, f.id, 'trying', f.reference, f.confirm, f.branches,
-    f.now + make_interval(secs => f.ttl_seconds), f.now + make_interval(secs => LEAST(f.ttl_seconds, f.retry_seconds)),
-    f.now, f.now, f.correlation_id
-  FROM fresh f ORDER BY f.tenant_id, f.id)""",
-            """journaled AS (
-  INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, at, event, source, target, correlation_id,
-    actor)
-  SELECT f.tenant_id, f.id, f.entry_id, f.id, f.now, 'begin', NULL, 'trying', f.correlation_id, f.actor
-  FROM fresh f)""",
+            BEGUN,
+            journaled(BEGINS_ENTERED),
         )
         + f"""
 SELECT {row_of(now="k.now", ord="n.ord", how="CASE WHEN n.ord IS NOT NULL THEN 'known' END", ok="true")}

@@ -26,7 +26,7 @@ from tcc.sql import (
 )
 
 STATEMENTS = {
-    **{f"try {r.name}": try_sql(r.name, r.effects, external=r.external) for r in RESOURCES},
+    **{f"try {r.name}": try_sql(r.name, r.effects, r.held) for r in RESOURCES},
     **{f"move {r.name}": move_sql(r.name, r.effects, external=r.external) for r in RESOURCES},
     **{f"expire {r.name}": expire_sql(r.name, r.effects) for r in RESOURCES if not r.external},
     **{f"bury {r.name}": bury_sql(r.name) for r in RESOURCES},

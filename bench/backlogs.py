@@ -59,7 +59,7 @@ def undriven(stage: Stage, url: str, transactions: int) -> Backlog:
         Source("reservations", f"id IN ({listed})", deadline),
         Source("orders", f"id IN ({listed})"),
         Source("payments", f"id IN ({listed})"),
-        Source("journal", f"subject_id IN ('{transaction}', {listed})"),
+        Source("journal", f"subject_id IN ('{transaction}', {listed})", named=("entries",)),
     ]
 
     async def backlog(connection: Connection) -> None:

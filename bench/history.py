@@ -101,7 +101,7 @@ def _sources(past: Past, keys: int) -> list[Source]:
         Source("reservations", f"id IN ({branches}, {singles})"),
         Source("orders", f"id IN ({branches})"),
         Source("payments", f"id IN ({branches})"),
-        Source("journal", f"subject_id IN ({transaction}, {branches}, {singles})"),
+        Source("journal", f"subject_id IN ({transaction}, {branches}, {singles})", named=("entries",)),
     ]
 
 

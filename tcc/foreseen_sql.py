@@ -21,24 +21,36 @@ from tcc.machine import Guard
 from tcc.resource import Resource
 from tcc.sql import (
     BEGIN_COLUMNS,
-    BEGINS_ENTERED,
     BEGUN,
-    COMMAND_COLUMNS,
     DECIDED_AT,
     DUE,
     RECORDED,
-    TRIES_ENTERED,
     TRY_COLUMNS,
     assigned,
     joined,
-    journaled,
     rows_of,
 )
 
-ENTRY: Final = f"""{COMMAND_COLUMNS}, transaction_id uuid, resource text, event text, source text, target text,
-      reason text, attempt int, exchanges jsonb, detail jsonb"""
+CHANGE: Final = """tenant_id text, id uuid, resource text, event text, source text, target text, reason text,
+      detail jsonb, guard text, seen timestamptz, cap timestamptz"""
 
-CHANGE: Final = f"{ENTRY}, guard text, seen timestamptz, cap timestamptz"
+LOGGED: Final = {
+    "log_tenants": "text[]",
+    "log_subjects": "uuid[]",
+    "log_ids": "uuid[]",
+    "log_transactions": "uuid[]",
+    "log_correlations": "text[]",
+    "log_actors": "text[]",
+    "log_entries": "text[]",
+}
+"""The rows of the journal: an array for each column. There is one for each group, and in its `entries`, which are JSON,
+what became of each of its commands; the view `transitions` has them one by one."""
+
+_JOURNALED: Final = f"""journaled AS (
+  INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, correlation_id, actor, entries, at)
+  SELECT c.tenant, c.subject, c.id, c.transaction, c.correlation, c.actor, CAST(c.entries AS json), k.now
+  FROM unnest({", ".join(f"CAST(:{name} AS {type_})" for name, type_ in LOGGED.items())})
+    AS c(tenant, subject, id, transaction, correlation, actor, entries) CROSS JOIN clock k WHERE k.ok)"""
 
 PROMISE: Final = {
     "tenants": "text[]",
@@ -109,7 +121,11 @@ def _spliced(resources: Sequence[Resource], fragment: str, relation: str) -> lis
 
 
 def record_sql(resources: Sequence[Resource]) -> str:
-    """Transactions begun and reservations tried, of any resource."""
+    """Transactions begun and reservations tried, of any resource.
+
+    The id of what begins here is new, and so are those of its branches: whether they are there is left to the primary
+    keys, which would fail the batch.
+    """
     refused = [f"SELECT ord FROM {resource.name}_refused" for resource in resources if resource.effects.decide]
     external = ", ".join(f"'{resource.name}'" for resource in resources if resource.external) or "NULL"
     deciders = _spliced(
@@ -132,10 +148,10 @@ def record_sql(resources: Sequence[Resource]) -> str:
             *deciders,
             f"""clock AS MATERIALIZED (
   SELECT clock_timestamp() AS now, count(*) = 0 AND {_FREE}
-    AND NOT EXISTS (SELECT FROM begins c JOIN transactions r ON r.id = c.id AND r.tenant_id = c.tenant_id)
     AND NOT EXISTS (
       SELECT FROM tries c
-      JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id) AS ok
+      JOIN reservations r ON r.id = c.id AND r.resource = c.resource AND r.tenant_id = c.tenant_id
+      WHERE c.transaction_id IS NULL OR c.transaction_id NOT IN (SELECT b.id FROM begins b)) AS ok
   FROM ({" UNION ALL ".join(refused) or "SELECT 1 WHERE false"}) d)""",
             _KEPT,
             _TAKEN,
@@ -145,17 +161,13 @@ def record_sql(resources: Sequence[Resource]) -> str:
   SELECT c.*, CASE WHEN c.resource IN ({external}) THEN 'trying' ELSE 'tried' END AS state, NULL::text AS code,
     NULL::jsonb AS detail
   FROM accepted c)""",
-            journaled(BEGINS_ENTERED, TRIES_ENTERED),
+            _JOURNALED,
             *effects,
             RECORDED,
             BEGUN,
         )
         + _TOLD
     )
-
-
-_ENTERED: Final = """c.tenant_id, c.id, c.entry_id, c.transaction_id, c.resource, k.now, c.event, c.source, c.target,
-    c.reason, c.correlation_id, c.actor, c.attempt, c.exchanges, c.detail"""
 
 
 def change_sql(resources: Sequence[Resource]) -> str:
@@ -170,7 +182,6 @@ def change_sql(resources: Sequence[Resource]) -> str:
     return (
         joined(
             rows_of("changes", "changes", CHANGE),
-            rows_of("entries", "entries", ENTRY),
             _PROMISED,
             """locked AS MATERIALIZED (
   SELECT c.*, r.expires_at, r.expires_cap, r.updated_at = c.seen AS as_seen
@@ -187,11 +198,7 @@ def change_sql(resources: Sequence[Resource]) -> str:
             _KEPT,
             _TAKEN,
             _STORED,
-            f"""journaled AS (
-  INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
-    correlation_id, actor, attempt, exchanges, detail)
-  SELECT {_ENTERED} FROM changes c CROSS JOIN clock k WHERE k.ok AND c.entry_id IS NOT NULL
-  UNION ALL SELECT {_ENTERED} FROM entries c CROSS JOIN clock k WHERE k.ok)""",
+            _JOURNALED,
             """branches AS MATERIALIZED (
   SELECT c.*, k.now, NULL::text AS attention FROM changes c CROSS JOIN clock k WHERE k.ok AND c.resource IS NOT NULL
   ORDER BY c.tenant_id, c.resource, c.id)""",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -32,7 +32,7 @@ from tcc.commands import (
     Try,
 )
 from tcc.db import fetch
-from tcc.foreseen_sql import change_sql, record_sql
+from tcc.foreseen_sql import LOGGED, change_sql, record_sql
 from tcc.groups import FORGET, Group, Result
 from tcc.idempotency import Claim, KeyRef, Reply, key_columns
 from tcc.machine import Event, Guard, State
@@ -44,32 +44,24 @@ class Surprise(Exception):
 
 
 class Change(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A row that is to be changed, and what the journal says of it."""
+    """A row that is to be changed."""
 
     tenant_id: str
     id: UUID
     resource: str | None
-    transaction_id: UUID | None
-    entry_id: UUID | None
-    """None where the row is changed more than once: each time has a row of its own in the journal."""
-    correlation_id: str
-    actor: str
     event: Event
     source: State
     target: State
-    attempt: int
     guard: Guard
     seen: datetime
     cap: datetime | None = None
     reason: str | None = None
-    exchanges: list[Exchange] | None = None
     detail: Any = None
 
     def then(self, next: Change) -> Change:
         """This one and the next as one."""
         return msgspec.structs.replace(
             next,
-            entry_id=None,
             source=self.source,
             guard=self.guard if next.guard is Guard.ANY else next.guard,
             seen=self.seen,
@@ -77,6 +69,22 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             reason=next.reason or self.reason,
             detail=self.detail if next.detail is None else next.detail,
         )
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What the journal says of a command."""
+
+    subject_id: UUID
+    event: Event | Literal["begin", "try"]
+    target: State
+    resource: str | None = None
+    source: State | None = None
+    entry_id: UUID | None = None
+    """Where the command could be applied once more, since nobody heard of its commit, and must not be told of twice."""
+    reason: str | None = None
+    attempt: int | None = None
+    exchanges: list[Exchange] | None = None
+    detail: Any = None
 
 
 class Promise(msgspec.Struct, frozen=True):
@@ -93,10 +101,12 @@ class Promise(msgspec.Struct, frozen=True):
 
 
 class Foretold(msgspec.Struct, frozen=True):
-    """What a group comes to if all goes well: a share of the statement's parameters, which are JSON arrays."""
+    """What a group comes to if all goes well: shares of the statement's parameters, of which rows are JSON arrays."""
 
     group: Group
     shares: Sequence[bytes]
+    logged: tuple[Any, ...]
+    """Its row of the journal: see `LOGGED`."""
     promise: Promise | None
 
 
@@ -125,21 +135,24 @@ class Foresight:
             tries = [command for command in group.commands if isinstance(command, Try)]
             if not tries or len(begins) + len(tries) < len(group.commands) or (begins and group.render):
                 return None  # what is begun has a deadline of its own, so that two times would have to be put in
-            shares = (_share(begins), _share(tries))
+            shares = [_share(begins), _share(tries)]
+            entries = [self._recorded(command) for command in group.commands]
         elif any(isinstance(command, MoveTransaction) for command in group.commands):
-            shares = _changed(group.commands, group.foreseen)
+            shares = [_share(_changes(group.commands, group.foreseen))]
+            entries = [_moved(*each) for each in zip(group.commands, group.foreseen, strict=True)]
         else:
             return None  # a reservation is moved behind its transaction, which keeps apart whoever moves them
+        logged = _logged(group.commands[0], entries)
         ref = group.claim.ref if group.claim else group.answers
         if ref is None:
-            return Foretold(group, shares, None)
+            return Foretold(group, shares, logged, None)
         reply = group.render(self._outcomes(group, MOMENT)) if group.render else None
         if reply is FORGET:
             return None
         first = group.commands[0]
         ttl_seconds = first.ttl_seconds if isinstance(first, Try) else 0.0
         promise = Promise(ref, group.claim, reply, ttl_seconds) if group.claim or reply else None
-        return Foretold(group, shares, promise)
+        return Foretold(group, shares, logged, promise)
 
     async def apply(self, connection: AsyncConnection, foretold: Sequence[Foretold]) -> Callable[[], list[Result]]:
         """Apply groups that are all of tries or all of moves, store their replies, and commit, in one statement. The
@@ -150,7 +163,7 @@ class Foresight:
         promises = [(n, one.promise) for n, one in enumerate(foretold) if one.promise]
         promises.sort(key=lambda promise: promise[1].ref)  # as the rows of keys are locked
         moves = foretold[0].group.foreseen is not None
-        names = ("changes", "entries") if moves else ("begins", "tries")
+        names = ("changes",) if moves else ("begins", "tries")
         rows = await fetch(
             connection,
             self._change if moves else self._record,
@@ -159,6 +172,7 @@ class Foresight:
                 for name, shares in zip(names, zip(*(one.shares for one in foretold), strict=True), strict=True)
             }
             | {"lease_seconds": self._lease_seconds, "mark": _MARK}
+            | dict(zip(LOGGED, zip(*(one.logged for one in foretold), strict=True), strict=True))
             | _columns([promise for _, promise in promises]),
         )
         if not rows[0].ok:
@@ -185,43 +199,70 @@ class Foresight:
             views = [msgspec.structs.replace(foreseen.view, updated_at=now) for foreseen in group.foreseen]
         return [Outcome(DONE, view, now) for view in views]
 
+    def _recorded(self, command: Any) -> Entry:
+        if isinstance(command, Begin):
+            return Entry(subject_id=command.id, event="begin", target=State.TRYING)
+        return Entry(subject_id=command.id, event="try", target=self._held[command.resource], resource=command.resource)
+
     def _as_asked(self, command: Any, now: datetime) -> ReservationView | TransactionView:
         if isinstance(command, Try):
             return reservations.as_asked(command, now, self._held[command.resource])
         return transactions.as_asked(command, now)
 
 
-def _changed(commands: Sequence[Any], foreseen: Sequence[Foreseen]) -> tuple[bytes, bytes]:
-    """The rows that moves change; and what the journal says of those that are changed more than once."""
+def _changes(commands: Sequence[Any], foreseen: Sequence[Foreseen]) -> list[Change]:
+    """The rows that moves change, each of them once."""
     changes: dict[tuple[str | None, UUID], Change] = {}
-    entries: list[Change] = []
     for command, (after, before, guard) in zip(commands, foreseen, strict=True):
-        branch = isinstance(command, Move)
-        resource = command.resource if branch else None
+        resource = command.resource if isinstance(command, Move) else None
         change = Change(
             tenant_id=command.tenant_id,
             id=command.id,
             resource=resource,
-            transaction_id=command.transaction_id if branch else command.id,
-            entry_id=command.entry_id,
-            correlation_id=command.correlation_id,
-            actor=command.actor,
             event=command.event,
             source=before.state,
             target=after.state,
-            attempt=before.attempts,
             guard=guard,
             seen=before.updated_at,
             cap=command.cap,
             reason=command.reason,
-            exchanges=command.exchanges if branch else None,
             detail=command.detail,
         )
-        if earlier := changes.get((resource, command.id)):
-            entries += [earlier, change] if earlier.entry_id else [change]
-            change = earlier.then(change)
-        changes[resource, command.id] = change
-    return _share(list(changes.values())), _share(entries)
+        earlier = changes.get((resource, command.id))
+        changes[resource, command.id] = earlier.then(change) if earlier else change
+    return list(changes.values())
+
+
+def _moved(command: Any, foreseen: Foreseen) -> Entry:
+    after, before, _ = foreseen
+    branch = isinstance(command, Move)
+    exchanges = command.exchanges if branch else None
+    return Entry(
+        subject_id=command.id,
+        event=command.event,
+        target=after.state,
+        resource=command.resource if branch else None,
+        source=before.state,
+        entry_id=command.entry_id if exchanges else None,
+        reason=command.reason,
+        attempt=before.attempts,
+        exchanges=exchanges,
+        detail=command.detail,
+    )
+
+
+def _logged(first: Any, entries: Sequence[Entry]) -> tuple[Any, ...]:
+    """A row of the journal, for a group whose first command is this."""
+    transaction_id = first.id if isinstance(first, (Begin, MoveTransaction)) else first.transaction_id
+    return (
+        first.tenant_id,
+        transaction_id or first.id,
+        first.entry_id,
+        transaction_id,
+        first.correlation_id,
+        first.actor,
+        _encode(entries).decode(),
+    )
 
 
 def _columns(promises: Sequence[Promise]) -> dict[str, Any]:

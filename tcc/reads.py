@@ -47,8 +47,8 @@ ORDER BY id DESC LIMIT :limit"""
 _JOURNAL = text(
     """
 SELECT at, resource, subject_id, event, source, target, reason, actor, correlation_id, attempt, exchanges, detail
-FROM journal WHERE tenant_id = :tenant_id AND subject_id = ANY (CAST(:subjects AS uuid[]))
-ORDER BY at, entry_id LIMIT :limit"""
+FROM transitions WHERE tenant_id = :tenant_id AND filed_under = ANY (CAST(:subjects AS uuid[]))
+ORDER BY at, filed_as, position LIMIT :limit"""
 )
 
 

@@ -314,7 +314,9 @@ def _journaled(resource: str | None) -> str:
     unmoved = f"""
   UNION ALL SELECT x.tenant_id, x.id, x.entry_id{of}, x.event, x.source, x.source, x.reason, x.correlation_id, x.actor,
     x.attempts, x.exchanges, COALESCE(x.detail, to_jsonb(x.attention))
-  FROM {_UNMOVED} AND x.exchanges IS NOT NULL"""
+  FROM {_UNMOVED} AND x.exchanges IS NOT NULL AND NOT EXISTS (
+    SELECT FROM transitions t
+    WHERE t.tenant_id = x.tenant_id AND t.filed_under = x.transaction_id AND t.entry_id = x.entry_id)"""
     return f"""journaled AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
     correlation_id, actor, attempt, exchanges, detail)

@@ -68,14 +68,10 @@ inventory_lines AS MATERIALIZED (
     COALESCE(sum(x.quantity) FILTER (WHERE m.target = 'confirmed'), 0) AS sold
   FROM inventory_moved m CROSS JOIN LATERAL {_LINES.format(claim="m.claim")}
   WHERE m.source = 'tried' AND m.target IN ('confirmed', 'cancelled')
-  GROUP BY 1, 2, 3),
-inventory_shelf AS MATERIALIZED (
-  SELECT i.tenant_id, i.sku, i.location, l.quantity, l.sold
-  FROM inventory_lines l JOIN inventory_items i USING (tenant_id, sku, location)
-  ORDER BY i.tenant_id, i.sku, i.location FOR NO KEY UPDATE OF i),
+  GROUP BY 1, 2, 3 ORDER BY 1, 2, 3),
 inventory_returned AS (
-  UPDATE inventory_items i SET held = i.held - s.quantity, on_hand = i.on_hand - s.sold, sold = i.sold + s.sold,
-    available = i.available + s.quantity - s.sold
-  FROM inventory_shelf s
-  WHERE i.sku = s.sku AND i.location = s.location AND i.tenant_id = s.tenant_id)""",
+  UPDATE inventory_items i SET held = i.held - l.quantity, on_hand = i.on_hand - l.sold, sold = i.sold + l.sold,
+    available = i.available + l.quantity - l.sold
+  FROM inventory_lines l
+  WHERE i.sku = l.sku AND i.location = l.location AND i.tenant_id = l.tenant_id)""",
 )

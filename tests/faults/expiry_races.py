@@ -312,7 +312,8 @@ async def _judge(pool: Pool, rounds: Sequence[_Round], skus: Sequence[str], viol
     rows = await _at_their_end(pool, ids)
     entries: dict[UUID, list[Any]] = {}
     for entry in await pool.fetch(
-        "SELECT subject_id, event, at FROM journal WHERE tenant_id = 'default' AND subject_id = ANY ($1::uuid[])", ids
+        "SELECT subject_id, event, at FROM transitions WHERE tenant_id = 'default' AND filed_under = ANY ($1::uuid[])",
+        ids,
     ):
         entries.setdefault(entry["subject_id"], []).append(entry)
     sold = dict.fromkeys(skus, 0)

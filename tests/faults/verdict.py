@@ -27,11 +27,11 @@ SELECT 'transaction ' || id || ' was decided after its deadline' AS what FROM tr
 WHERE state IN ('confirming', 'confirmed') AND decided_at > expires_at
 UNION ALL
 SELECT r.resource || ' ' || r.id || ' was confirmed at ' || j.at || ', and expired at ' || r.expires_at
-FROM reservations r JOIN journal j ON j.tenant_id = r.tenant_id AND j.subject_id = r.id AND j.event = 'confirm'
+FROM reservations r JOIN transitions j ON j.tenant_id = r.tenant_id AND j.subject_id = r.id AND j.event = 'confirm'
 WHERE r.transaction_id IS NULL AND j.at > r.expires_at
 UNION ALL
 SELECT COALESCE(j.resource, 'transaction') || ' ' || j.subject_id || ' expired early, at ' || j.at
-FROM journal j LEFT JOIN reservations r ON r.id = j.subject_id AND r.tenant_id = j.tenant_id
+FROM transitions j LEFT JOIN reservations r ON r.id = j.subject_id AND r.tenant_id = j.tenant_id
 LEFT JOIN transactions t ON t.id = j.subject_id AND t.tenant_id = j.tenant_id
 WHERE j.event = 'expire' AND j.at < LEAST(COALESCE(r.expires_at, t.expires_at), r.expires_cap, t.expires_cap)"""
 

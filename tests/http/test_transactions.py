@@ -74,7 +74,10 @@ async def test_a_decision_and_its_local_branches_are_one_commit(api: Api, servic
     assert (begun.status, states(begun)[0]) == (201, "tried")
     ended = await api.post(f"{BASE}/{begun.json['id']}/{decision}", key="only once")
     assert (ended.status, states(ended)[0]) == (200, {"confirm": "confirmed", "cancel": "cancelled"}[decision])
-    journaled = "SELECT DISTINCT xmin::text FROM journal WHERE event LIKE 'confirm%' OR event LIKE 'cancel%'"
+    journaled = """
+SELECT DISTINCT j.xmin::text
+FROM journal j JOIN transitions t ON t.filed_under = j.subject_id AND t.filed_as = j.entry_id
+WHERE t.event LIKE 'confirm%' OR t.event LIKE 'cancel%'"""
     stored = "SELECT xmin::text FROM idempotency_keys WHERE key = 'only once'"
     assert await rows(service, journaled) == await rows(service, stored)
 

@@ -11,16 +11,20 @@ import pytest
 from sqlalchemy import text
 
 from resources.registry import RESOURCES
-from tcc.commands import Try
+from tcc import reads
+from tcc.asking import fields
+from tcc.commands import DONE, REPEATED, Move, MoveTransaction, Try
 from tcc.db import Database
 from tcc.groups import Group, Result
 from tcc.idempotency import Claim, KeyRef, Reply
 from tcc.ids import new_id
-from tcc.machine import Event, Reason
+from tcc.knowledge import foreseen_of
+from tcc.machine import Event, Reason, State
 from tcc.procedure import Procedure
+from tcc.protocols.tcc import Branch, MoveBranch, MoveWhole
 from tcc.schema import SchemaMismatch, check_schema, migrate
 from tcc.service import Service
-from tests.client import Answer, Api, new_key
+from tests.client import Answer, Api, new_key, whole_order
 from tests.recovery.scenes import (
     CONTEXT,
     TENANT,
@@ -123,6 +127,35 @@ async def test_a_driver_that_somebody_has_overtaken_tells_what_that_one_decided(
     ended = await service.coordinator.drive(CONTEXT, known)
     assert ended.view.reason == Reason.REQUESTED
     assert ended.view == (await service.coordinator.load(TENANT, id)).view
+
+
+async def test_an_answer_whose_commit_was_not_heard_of_is_in_the_log_once(service: Service) -> None:
+    """The connection is lost in COMMIT, which went through: what is applied once more finds what it did itself."""
+    begun = await begin(service, whole_order("MUG")[1:2], confirm="manual")
+    payment = begun.branches[0].view
+    assert payment is not None
+    answer = await service.stores.external("payments").ask(payment, tenant_id=TENANT, attempt=1)
+    steps = (
+        MoveBranch(Branch(0, "payments", external=True, state=State.TRYING), Event.TRY_SUCCEEDED),
+        MoveWhole(Event.TRY_SUCCEEDED),
+    )
+    commands = [
+        Move(
+            **fields(CONTEXT),
+            id=payment.id,
+            resource="payments",
+            transaction_id=begun.view.id,
+            event=Event.TRY_SUCCEEDED,
+            detail=answer.detail,
+            exchanges=answer.exchanges,
+        ),
+        MoveTransaction(**fields(CONTEXT), id=begun.view.id, event=Event.TRY_SUCCEEDED),
+    ]
+    group = Group(commands=commands, foreseen=foreseen_of(begun, steps, commands))
+    first, again = [await service.stores.home.submit(group) for _ in range(2)]
+    assert [[outcome.code for outcome in result.outcomes] for result in (first, again)] == [[DONE] * 2, [REPEATED] * 2]
+    log = await reads.journal(service.stores.home.database, TENANT, [begun.view.id, payment.id], limit=100)
+    assert [(entry.subject, entry.event) for entry in log if entry.exchanges] == [("payments", "try_succeeded")]
 
 
 async def test_a_deadline_is_the_same_to_the_microsecond_wherever_it_is_shown(api: Api) -> None:

@@ -46,7 +46,8 @@ EVENTS: dict[str, list[tuple[str, ...]]] = {
 ROWS = (
     "SELECT to_jsonb(t) FROM transactions t ORDER BY id",
     "SELECT to_jsonb(t) FROM reservations t ORDER BY id",
-    "SELECT to_jsonb(t) FROM journal t ORDER BY entry_id",
+    """SELECT to_jsonb(t) - '{entry_id,filed_under,filed_as,position}'::text[] FROM transitions t
+       ORDER BY subject_id, at, filed_as, position""",
     "SELECT to_jsonb(t) FROM payments t ORDER BY id",
     "SELECT to_jsonb(t) FROM orders t ORDER BY id",
     "SELECT to_jsonb(t) FROM inventory_items t ORDER BY sku",

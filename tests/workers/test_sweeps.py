@@ -118,7 +118,7 @@ async def test_two_sweepers_of_two_services_at_once_take_each_row_once(
     for transaction in transactions:
         assert await states(services[0], transaction.view.id) == (State.CANCELLED, [State.CANCELLED])
     async with raw(database_url) as connection:
-        moves = await connection.fetch("SELECT subject_id FROM journal WHERE event = 'expire'")
+        moves = await connection.fetch("SELECT subject_id FROM transitions WHERE event = 'expire'")
     assert set(Counter(row["subject_id"] for row in moves).values()) == {1}
     assert len(moves) == 220
     assert await broken(services[0]) == []

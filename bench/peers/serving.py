@@ -11,6 +11,7 @@ import msgspec
 import uvicorn
 
 from tcc.dev.programs import LOOPBACK
+from tcc.http.gathering import GatheringProtocol
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -80,7 +81,7 @@ def serve(app: Callable[..., Any], port: int) -> None:
         access_log=False,
         log_level="warning",
         loop="uvloop",
-        http="httptools",
+        http=GatheringProtocol,
         server_header=False,
         date_header=False,
         ws="none",

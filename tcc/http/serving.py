@@ -13,6 +13,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from tcc.http.draining import ENDING
+from tcc.http.gathering import GatheringProtocol
 
 ACCEPTS: Final = 8
 """How many connections are taken each time that the event loop comes round: libuv takes one from each listening socket,
@@ -50,7 +51,7 @@ def serve(*, host: str, port: int, processes: int) -> None:
         "timeout_graceful_shutdown": 20,
         "timeout_keep_alive": 75,
         "loop": "uvloop",
-        "http": "httptools",
+        "http": GatheringProtocol,
         "ws": "none",
         "proxy_headers": False,
         "lifespan": "on",

@@ -52,10 +52,6 @@ time that there is for each. What is halved since the server refuses it is tried
 WAIT_SECONDS: Final = 5.0
 """How long a group may wait to be taken. After that its caller is told that nothing was done, which is then so."""
 
-AT_A_TIME: Final = 16
-"""So many callers are told at once what became of their groups. Each has much to do then, and in between the event loop
-hears of the next batch, and takes new connections, which are to be refused soon in a crowd."""
-
 SURPRISE: Final = 0.1
 """How much one batch counts that came out other than foreseen."""
 
@@ -318,11 +314,9 @@ class Batcher:
                 self._metrics.batch_size.observe(len(part))
                 self._metrics.batch_seconds.observe(time.perf_counter() - started)
                 self._count(part, results)
-                for told, (entry, result) in enumerate(zip(part, results, strict=True), start=1):
+                for entry, result in zip(part, results, strict=True):
                     if not entry.future.done():
                         entry.future.set_result(result)
-                    if told % AT_A_TIME == 0:
-                        await asyncio.sleep(0)
                 return None
         raise AssertionError
 
@@ -343,9 +337,9 @@ class Batcher:
         ended: Counter[State] = Counter()
         for entry, result in zip(part, results, strict=True):
             for command, outcome in zip(entry.group.commands, result.outcomes, strict=False):
-                if isinstance(command, Try):
+                if type(command) is Try:
                     tries[command.resource, outcome.code] += 1
-                elif isinstance(command, MoveTransaction) and outcome.code == DONE and outcome.view:
+                elif type(command) is MoveTransaction and outcome.code == DONE and outcome.view:
                     ended[outcome.view.state] += 1
         for labels, count in tries.items():
             self._metrics.tries.labels(*labels).inc(count)

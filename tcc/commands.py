@@ -34,7 +34,11 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Command(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A change of state that is asked for. Applied many at a time, each at most once."""
+    """A change of state that is asked for. Applied many at a time, each at most once.
+
+    What kind it is tells its `type`: `isinstance` of a struct is a call of Python code (`abc.ABCMeta`), and a batch
+    would make thousands.
+    """
 
     tenant_id: str
     id: UUID

@@ -101,6 +101,7 @@ class Coordinator:
         self._settings = settings
         self._wake = wake
         self._order = {name: index for index, name in enumerate(stores.resources)}
+        self._external = {name: resource.external for name, resource in stores.resources.items()}
         # Pure, and asked for every round of every transaction: there are few answers, and each takes long to find.
         self._stretch = lru_cache(maxsize=4096)(self._find_stretch)
         self._round = lru_cache(maxsize=4096)(self._find_round)
@@ -445,18 +446,9 @@ class Coordinator:
         return tuple(run)
 
     def _known(self, state: State, auto: bool, overdue: bool, branches: Sequence[BranchState]) -> Known:
-        resources = self._stores.resources
-        return Known(
-            state,
-            auto,
-            overdue,
-            tuple(
-                [
-                    Branch(i, b.plan.resource, resources[b.plan.resource].external, b.state)
-                    for i, b in enumerate(branches)
-                ]
-            ),
-        )
+        external = self._external
+        of = [Branch(i, b.plan.resource, external[b.plan.resource], b.state) for i, b in enumerate(branches)]
+        return Known(state, auto, overdue, tuple(of))
 
     def _rank(self, step: Step) -> int:
         """Where a step stands in the order of locks, so that the same statement takes those of one resource."""
@@ -510,7 +502,7 @@ _LAST: Final = frozenset({Event.TRY_SUCCEEDED, Event.CONFIRM_SUCCEEDED, Event.CA
 def _is_last(steps: Sequence[Step]) -> bool:
     """Whether the transaction comes to its end, or to wait for its client, by these steps: only then can there be a
     reply to store with them."""
-    return any(isinstance(step, MoveWhole) and step.event in _LAST for step in steps)
+    return any(type(step) is MoveWhole and step.event in _LAST for step in steps)
 
 
 def _attention(branch: BranchState) -> str | None:
@@ -520,5 +512,5 @@ def _attention(branch: BranchState) -> str | None:
 
 def _answer_to(step: Step, prepared: Mapping[int, Move]) -> Move | None:
     """The command that an answer from outside has already been turned into, if it is this step's."""
-    move = prepared.get(step.branch.index) if isinstance(step, MoveBranch) else None
-    return move if move and isinstance(step, MoveBranch) and move.event is step.event else None
+    move = prepared.get(step.branch.index) if type(step) is MoveBranch else None
+    return move if move and type(step) is MoveBranch and move.event is step.event else None

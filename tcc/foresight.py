@@ -131,13 +131,13 @@ class Foresight:
         """What a group comes to, if it is only tries (and what begins their transaction), or moves that somebody has
         foreseen; else None."""
         if group.foreseen is None:
-            begins = [command for command in group.commands if isinstance(command, Begin)]
-            tries = [command for command in group.commands if isinstance(command, Try)]
+            begins = [command for command in group.commands if type(command) is Begin]
+            tries = [command for command in group.commands if type(command) is Try]
             if not tries or len(begins) + len(tries) < len(group.commands) or (begins and group.render):
                 return None  # what is begun has a deadline of its own, so that two times would have to be put in
             shares = [_share(begins), _share(tries)]
             entries = [self._recorded(command) for command in group.commands]
-        elif any(isinstance(command, MoveTransaction) for command in group.commands):
+        elif any(type(command) is MoveTransaction for command in group.commands):
             shares = [_share(_changes(group.commands, group.foreseen))]
             entries = [_moved(*each) for each in zip(group.commands, group.foreseen, strict=True)]
         else:
@@ -150,7 +150,7 @@ class Foresight:
         if reply is FORGET:
             return None
         first = group.commands[0]
-        ttl_seconds = first.ttl_seconds if isinstance(first, Try) else 0.0
+        ttl_seconds = first.ttl_seconds if type(first) is Try else 0.0
         promise = Promise(ref, group.claim, reply, ttl_seconds) if group.claim or reply else None
         return Foretold(group, shares, logged, promise)
 
@@ -200,12 +200,12 @@ class Foresight:
         return [Outcome(DONE, view, now) for view in views]
 
     def _recorded(self, command: Any) -> Entry:
-        if isinstance(command, Begin):
+        if type(command) is Begin:
             return Entry(subject_id=command.id, event="begin", target=State.TRYING)
         return Entry(subject_id=command.id, event="try", target=self._held[command.resource], resource=command.resource)
 
     def _as_asked(self, command: Any, now: datetime) -> ReservationView | TransactionView:
-        if isinstance(command, Try):
+        if type(command) is Try:
             return reservations.as_asked(command, now, self._held[command.resource])
         return transactions.as_asked(command, now)
 
@@ -214,7 +214,7 @@ def _changes(commands: Sequence[Any], foreseen: Sequence[Foreseen]) -> list[Chan
     """The rows that moves change, each of them once."""
     changes: dict[tuple[str | None, UUID], Change] = {}
     for command, (after, before, guard) in zip(commands, foreseen, strict=True):
-        resource = command.resource if isinstance(command, Move) else None
+        resource = command.resource if type(command) is Move else None
         change = Change(
             tenant_id=command.tenant_id,
             id=command.id,
@@ -235,7 +235,7 @@ def _changes(commands: Sequence[Any], foreseen: Sequence[Foreseen]) -> list[Chan
 
 def _moved(command: Any, foreseen: Foreseen) -> Entry:
     after, before, _ = foreseen
-    branch = isinstance(command, Move)
+    branch = type(command) is Move
     exchanges = command.exchanges if branch else None
     return Entry(
         subject_id=command.id,
@@ -253,7 +253,7 @@ def _moved(command: Any, foreseen: Foreseen) -> Entry:
 
 def _logged(first: Any, entries: Sequence[Entry]) -> tuple[Any, ...]:
     """A row of the journal, for a group whose first command is this."""
-    transaction_id = first.id if isinstance(first, (Begin, MoveTransaction)) else first.transaction_id
+    transaction_id = first.id if type(first) in (Begin, MoveTransaction) else first.transaction_id
     return (
         first.tenant_id,
         transaction_id or first.id,

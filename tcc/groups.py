@@ -58,12 +58,11 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
     def weight(self) -> int:
         """How much of a batch it takes: one for each command, and more for a large claim."""
-        return sum(
-            1 + memoryview(command.claim).nbytes // 256 for command in self.commands if isinstance(command, Try)
-        ) + sum(not isinstance(command, Try) for command in self.commands)
+        claims = [command.claim for command in self.commands if type(command) is Try]
+        return len(self.commands) + sum([memoryview(claim).nbytes // 256 for claim in claims])
 
     def tries(self) -> bool:
-        return any(isinstance(command, (Try, Begin)) for command in self.commands)
+        return self.foreseen is None and any(type(command) in (Try, Begin) for command in self.commands)
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -177,7 +176,7 @@ def _planned(groups: Sequence[Group], kinds: Kinds) -> tuple[list[_Running], lis
         (n, {"tenant_id": command.tenant_id, "id": command.id})
         for n, group in enumerate(groups)
         for command in group.commands[1:]
-        if isinstance(command, MoveTransaction)
+        if type(command) is MoveTransaction
     ]
     steps = [Step(LOCK, [key for _, key in late], [n for n, _ in late])] if late else []
     stages: list[_Stage] = []

@@ -57,10 +57,10 @@ def foreseen_of(transaction: Transaction, steps: Sequence[Step], commands: Seque
     whole, branches = transaction.view, [branch.view for branch in transaction.branches]
     for step, command in zip(steps, commands, strict=True):
         after = None
-        if isinstance(step, MoveWhole):
+        if type(step) is MoveWhole:
             after = transactions.foresee(whole, command)
             whole = after.view if after else whole
-        elif isinstance(step, MoveBranch) and (before := branches[step.branch.index]):
+        elif type(step) is MoveBranch and (before := branches[step.branch.index]):
             after = reservations.foresee(before, command, external=step.branch.external)
             branches[step.branch.index] = after.view if after else before
         if after is None:
@@ -75,17 +75,17 @@ def learned_of(
     """What is known after commands; those behind one that failed have no outcome."""
     view, overdue, branches = transaction.view, transaction.overdue, list(transaction.branches)
     for step, outcome in zip(steps, outcomes, strict=False):
-        if isinstance(step, MoveWhole):
+        if type(step) is MoveWhole:
             view = outcome.view or view
             if outcome.code == "expired":
                 overdue = view.state in (State.TRYING, State.TRIED)
             elif outcome.code == "not_expired":
                 overdue = False
-        elif isinstance(step, (TryBranch, MoveBranch)):
+        elif type(step) is TryBranch or type(step) is MoveBranch:
             branch = branches[step.branch.index]
             branches[step.branch.index] = (
                 BranchState(branch.plan, refusal=outcome.code, detail=outcome.detail)
-                if outcome.view is None and isinstance(step, TryBranch)
+                if outcome.view is None and type(step) is TryBranch
                 else branch_of(view, branch.plan, outcome.view)
             )
     return Transaction(view, tuple(branches), overdue, reply or transaction.reply)

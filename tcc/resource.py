@@ -19,8 +19,9 @@ the resource's, as those of the relations do in which they meet the protocol:
     Reservations that an event has moved; where several have, in one commit, from the first one's source to the last
     one's target. Read by `Effects.on_move`.
 
-Rows that several claims share must be locked in sorted order, by a materialised `SELECT … ORDER BY … FOR NO KEY
-UPDATE` to which the UPDATE is joined: only rows that are pulled from such an expression are locked.
+Rows that several claims share must be locked in sorted order: by a materialised `SELECT … ORDER BY … FOR NO KEY UPDATE`
+to which the UPDATE is joined, since only rows that are pulled from such an expression are locked; or, where nothing is
+judged by them, by an UPDATE that is itself joined to a materialised expression in that order.
 """
 
 from __future__ import annotations

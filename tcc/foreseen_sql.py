@@ -48,7 +48,7 @@ what became of each of its commands; the view `transitions` has them one by one.
 
 _JOURNALED: Final = f"""journaled AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, correlation_id, actor, entries, at)
-  SELECT c.tenant, c.subject, c.id, c.transaction, c.correlation, c.actor, CAST(c.entries AS json), k.now
+  SELECT c.tenant, c.subject, c.id, c.transaction, c.correlation, c.actor, CAST(c.entries AS jsonb), k.now
   FROM unnest({", ".join(f"CAST(:{name} AS {type_})" for name, type_ in LOGGED.items())})
     AS c(tenant, subject, id, transaction, correlation, actor, entries) CROSS JOIN clock k WHERE k.ok)"""
 

@@ -16,7 +16,12 @@ class GatheringProtocol(HttpToolsProtocol):
     """uvicorn's own protocol, on a transport that gathers what is written."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Gathering(transport, self.loop))  # type: ignore[arg-type]
+        self._gathering = _Gathering(transport, self.loop)
+        super().connection_made(self._gathering)  # type: ignore[arg-type]
+
+    def eof_received(self) -> None:
+        """Send what was written: the client asks nothing more, but it listens, and the transport is closed now."""
+        self._gathering.send()
 
 
 class _Gathering:
@@ -32,15 +37,15 @@ class _Gathering:
 
     def write(self, data: bytes) -> None:
         if not self._written:
-            self._loop.call_soon(self._send)
+            self._loop.call_soon(self.send)
         self._written.append(data)
 
     def close(self) -> None:
         """Send what was written, and close."""
-        self._send()
+        self.send()
         self._transport.close()
 
-    def _send(self) -> None:
+    def send(self) -> None:
         if self._written and not self._transport.is_closing():  # else the client went away meanwhile
             self._transport.write(b"".join(self._written))
         self._written.clear()

@@ -76,3 +76,12 @@ async def test_a_client_that_went_away_is_sent_nothing() -> None:
     socket.closed = True
     await _rounds()
     assert (socket.writes, errors) == ([], [])
+
+
+async def test_a_client_that_asks_nothing_more_gets_the_answer_that_was_written() -> None:
+    protocol, socket = _connect()
+    protocol.transport.write(b"an answer")
+    protocol.eof_received()
+    socket.closed = True
+    await _rounds()
+    assert socket.writes == [b"an answer"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,10 +16,11 @@ from tcc import reads
 from tcc.asking import fields
 from tcc.commands import DONE, REPEATED, Move, MoveTransaction, Try
 from tcc.db import Database
+from tcc.errors import TccError
 from tcc.groups import Group, Result
 from tcc.idempotency import Claim, KeyRef, Reply
 from tcc.ids import new_id
-from tcc.knowledge import foreseen_of
+from tcc.knowledge import Transaction, foreseen_of
 from tcc.machine import Event, Reason, State
 from tcc.procedure import Procedure
 from tcc.protocols.tcc import Branch, MoveBranch, MoveWhole
@@ -129,8 +131,8 @@ async def test_a_driver_that_somebody_has_overtaken_tells_what_that_one_decided(
     assert ended.view == (await service.coordinator.load(TENANT, id)).view
 
 
-async def test_an_answer_whose_commit_was_not_heard_of_is_in_the_log_once(service: Service) -> None:
-    """The connection is lost in COMMIT, which went through: what is applied once more finds what it did itself."""
+async def _authorised(service: Service, response: Any = None) -> tuple[Transaction, Group]:
+    """A payment whose gateway was asked, and what records the answer."""
     begun = await begin(service, whole_order("MUG")[1:2], confirm="manual")
     payment = begun.branches[0].view
     assert payment is not None
@@ -147,15 +149,41 @@ async def test_an_answer_whose_commit_was_not_heard_of_is_in_the_log_once(servic
             transaction_id=begun.view.id,
             event=Event.TRY_SUCCEEDED,
             detail=answer.detail,
-            exchanges=answer.exchanges,
+            exchanges=[
+                msgspec.structs.replace(exchange, response=response or exchange.response)
+                for exchange in answer.exchanges
+            ],
         ),
         MoveTransaction(**fields(CONTEXT), id=begun.view.id, event=Event.TRY_SUCCEEDED),
     ]
-    group = Group(commands=commands, foreseen=foreseen_of(begun, steps, commands))
-    first, again = [await service.stores.home.submit(group) for _ in range(2)]
+    return begun, Group(commands=commands, foreseen=foreseen_of(begun, steps, commands))
+
+
+async def _log(service: Service, transaction: Transaction) -> list[tuple[str, str, bool]]:
+    """Of whom it tells what, and whether of an exchange."""
+    subjects = [transaction.view.id, transaction.branches[0].plan.id]
+    entries = await reads.journal(service.stores.home.database, TENANT, subjects, limit=100)
+    return [(entry.subject, entry.event, bool(entry.exchanges)) for entry in entries]
+
+
+BEGUN = [("transaction", "begin", False), ("payments", "try", False)]
+
+
+async def test_an_answer_whose_commit_was_not_heard_of_is_in_the_log_once(service: Service) -> None:
+    """The connection is lost in COMMIT, which went through: what is applied once more finds what it did itself."""
+    begun, answered = await _authorised(service)
+    first, again = [await service.stores.home.submit(answered) for _ in range(2)]
     assert [[outcome.code for outcome in result.outcomes] for result in (first, again)] == [[DONE] * 2, [REPEATED] * 2]
-    log = await reads.journal(service.stores.home.database, TENANT, [begun.view.id, payment.id], limit=100)
-    assert [(entry.subject, entry.event) for entry in log if entry.exchanges] == [("payments", "try_succeeded")]
+    succeeded = [("payments", "try_succeeded", True), ("transaction", "try_succeeded", False)]
+    assert await _log(service, begun) == BEGUN + succeeded
+
+
+async def test_an_answer_that_cannot_be_kept_is_refused_rather_than_found_in_the_log(service: Service) -> None:
+    begun, answered = await _authorised(service, {"message": "no \0 in here"})
+    with pytest.raises(TccError, match="internal_error"):
+        await service.stores.home.submit(answered)
+    assert await _log(service, begun) == BEGUN
+    assert (await service.coordinator.load(TENANT, begun.view.id)).view.state == State.TRYING
 
 
 async def test_a_deadline_is_the_same_to_the_microsecond_wherever_it_is_shown(api: Api) -> None:

@@ -1,4 +1,8 @@
-"""One row of the journal for all that one commit did to a transaction; and ends that are final at less cost."""
+"""One row of the journal for all that one commit did to a transaction; and ends that are final at less cost.
+
+Processes of the version before, which run on until they are replaced, show such a row as one that says nothing, and
+write theirs as ever.
+"""
 
 from alembic import op
 
@@ -22,7 +26,7 @@ def _end_for_good(when: str) -> None:
 
 
 def upgrade() -> None:
-    op.execute("ALTER TABLE journal ADD COLUMN entries json")
+    op.execute("ALTER TABLE journal ADD COLUMN entries jsonb")
     op.execute("ALTER TABLE journal ALTER COLUMN event DROP NOT NULL, ALTER COLUMN target DROP NOT NULL")
     op.execute(
         """
@@ -35,7 +39,7 @@ FROM journal j CROSS JOIN LATERAL (
     j.exchanges, j.detail, 1::bigint AS position
   WHERE j.entries IS NULL
   UNION ALL SELECT *
-  FROM ROWS FROM (json_to_recordset(j.entries) AS (subject_id uuid, entry_id uuid, resource text, event text,
+  FROM ROWS FROM (jsonb_to_recordset(j.entries) AS (subject_id uuid, entry_id uuid, resource text, event text,
     source text, target text, reason text, attempt int, exchanges jsonb, detail jsonb)) WITH ORDINALITY) e"""
     )
     _end_for_good("AFTER")
@@ -51,8 +55,8 @@ DELETE FROM journal WHERE entries IS NOT NULL;
 ALTER TABLE journal ENABLE TRIGGER journal_is_append_only;
 INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
   correlation_id, actor, attempt, exchanges, detail)
-SELECT tenant_id, subject_id, CASE WHEN position = 1 OR entry_id <> filed_as THEN entry_id ELSE gen_random_uuid() END,
-  transaction_id, resource, at, event, source, target, reason, correlation_id, actor, attempt, exchanges, detail
+SELECT tenant_id, subject_id, CAST(left(filed_as::text, 24) || lpad(to_hex(position), 12, '0') AS uuid), transaction_id,
+  resource, at, event, source, target, reason, correlation_id, actor, attempt, exchanges, detail
 FROM taken_apart;
 DROP VIEW transitions;
 ALTER TABLE journal DROP COLUMN entries, ALTER COLUMN event SET NOT NULL, ALTER COLUMN target SET NOT NULL"""

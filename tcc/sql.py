@@ -136,21 +136,21 @@ BEGUN: Final = """begun AS (
   FROM fresh f ORDER BY f.tenant_id, f.id)"""
 """Transactions that are `fresh`."""
 
-TRIES_ENTERED: Final = """SELECT w.tenant_id, w.id, w.entry_id, w.transaction_id, w.resource, w.now, 'try', NULL,
+_TRIES_ENTERED: Final = """SELECT w.tenant_id, w.id, w.entry_id, w.transaction_id, w.resource, w.now, 'try', NULL,
     w.state, w.code, w.correlation_id, w.actor
   FROM written w"""
 
-BEGINS_ENTERED: Final = """SELECT f.tenant_id, f.id, f.entry_id, f.id, NULL, f.now, 'begin', NULL, 'trying', NULL,
+_BEGINS_ENTERED: Final = """SELECT f.tenant_id, f.id, f.entry_id, f.id, NULL, f.now, 'begin', NULL, 'trying', NULL,
     f.correlation_id, f.actor
   FROM fresh f"""
 
 
-def journaled(*entered: str) -> str:
+def _recorded(entered: str) -> str:
     """The journal's rows of what is recorded."""
     return f"""journaled AS (
   INSERT INTO journal (tenant_id, subject_id, entry_id, transaction_id, resource, at, event, source, target, reason,
     correlation_id, actor)
-  {" UNION ALL ".join(entered)})"""
+  {entered})"""
 
 
 def try_sql(resource: str, effects: Effects, held: State) -> str:
@@ -184,7 +184,7 @@ def try_sql(resource: str, effects: Effects, held: State) -> str:
   {" UNION ALL ".join(written)})""",
             RECORDED,
             effects.on_try,
-            journaled(TRIES_ENTERED),
+            _recorded(_TRIES_ENTERED),
         )
         + f"""
 SELECT {row_of(now="k.now", ord="x.ord", how="x.how", ok="x.ok", kept="x.kept", detail="x.detail")}
@@ -453,7 +453,7 @@ def begin_sql() -> str:
             """fresh AS MATERIALIZED (
   SELECT c.*, k.now FROM cmd c CROSS JOIN clock k WHERE c.ord NOT IN (SELECT n.ord FROM known n))""",
             BEGUN,
-            journaled(BEGINS_ENTERED),
+            _recorded(_BEGINS_ENTERED),
         )
         + f"""
 SELECT {row_of(now="k.now", ord="n.ord", how="CASE WHEN n.ord IS NOT NULL THEN 'known' END", ok="true")}

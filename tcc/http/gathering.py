@@ -1,7 +1,7 @@
 """Responses sent in one piece: what is written while the event loop goes round is one write to the socket.
 
 uvicorn writes the head of a response, and then its body, and uvloop hands each to the kernel at once. That is a system
-call more than it takes, and the client is woken for half an answer: a sixth of what a Try costs over HTTP.
+call more than it takes, and the client is woken for half an answer.
 """
 
 from __future__ import annotations

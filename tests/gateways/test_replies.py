@@ -92,6 +92,16 @@ def test_a_conflict_with_what_we_wanted_anyway_is_success(
     assert reply.outcome is outcome
 
 
+def test_an_answer_with_a_nul_can_be_kept_by_the_database() -> None:
+    body = msgspec.json.encode({"code": "card_declined", "message": "no\0pe", "authorisation": {**HELD, "code": "\0"}})
+    reply = read_reply(
+        status=402, body=body, retry_after=None, request={"operation": "capture", "amount": 1}, duration_seconds=0.1
+    )
+
+    assert (reply.outcome, reply.message) == (Outcome.DECLINED, "no\ufffdpe")
+    assert b"\\u0000" not in msgspec.json.encode(reply.response)
+
+
 @pytest.mark.parametrize("status", [429, 409, 503])
 def test_an_unknown_outcome_says_when_to_ask_again(status: int) -> None:
     body = b'{"code":"request_in_flight"}'

@@ -183,6 +183,7 @@ def _done_before(code: str, authorisation: _Authorisation | None, request: dict[
 
 
 def _read(body: bytes) -> tuple[dict[str, Any] | None, _Answer | None]:
+    body = _recordable(body)
     try:
         return _anything.decode(body), _answer.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -196,6 +197,12 @@ def _read_listing(status: int, body: bytes) -> _Listing | None:
         return _listing.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def _recordable(body: bytes) -> bytes:
+    """A body that the database can keep: PostgreSQL has no NUL in a text, and an answer that can't be recorded would be
+    asked for again for ever."""
+    return body.replace(b"\\u0000", b"\\ufffd")
 
 
 def _authorisation(wire: _Authorisation) -> Authorisation:

@@ -46,9 +46,11 @@ ORDER BY id DESC LIMIT :limit"""
 
 _JOURNAL = text(
     """
-SELECT at, resource, subject_id, event, source, target, reason, actor, correlation_id, attempt, exchanges, detail
-FROM transitions WHERE tenant_id = :tenant_id AND filed_under = ANY (CAST(:subjects AS uuid[]))
-ORDER BY at, filed_as, position LIMIT :limit"""
+SELECT t.at, t.resource, t.subject_id, t.event, t.source, t.target, t.reason, t.actor, t.correlation_id, t.attempt,
+  t.exchanges, t.detail
+FROM (SELECT CAST(:tenant_id AS text) AS tenant_id, unnest(CAST(:subjects AS uuid[])) AS id) s
+JOIN transitions t ON t.filed_under = s.id AND t.tenant_id = s.tenant_id
+ORDER BY t.at, t.filed_as, t.position LIMIT :limit"""
 )
 
 

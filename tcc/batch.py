@@ -58,6 +58,12 @@ SURPRISE: Final = 0.1
 MANY_SURPRISES: Final = 0.3
 """About this share of the last ten batches: to try the short way in vain costs more than what it saves then."""
 
+BURST: Final = 3
+"""What a stall leaves behind may be so many times as long as the queue that is kept when there is always more to do."""
+
+CALM_SECONDS: Final = 1.0
+"""How long after it refused somebody the service still takes the crowd for one that stays."""
+
 FOLLOW_UP: Final = 16
 """For each group that may wait before no more may be begun, so many moves: what is begun is let go on."""
 
@@ -109,6 +115,8 @@ class Batcher:
         self._metrics = metrics
         self._batch = batch
         self._limit = queue
+        self._strict_until = 0.0
+        """Until when the queue is kept short, on the event loop's clock."""
         self._moves: deque[_Waiting] = deque()
         self._tries: deque[_Waiting] = deque()
         """Both in the order of their arrival."""
@@ -152,8 +160,18 @@ class Batcher:
 
     def crowded(self) -> bool:
         """Whether more is begun than is done, so that whoever would begin more had better come back later. What is
-        begun counts until it is done: it takes the same time from those who wait."""
-        return len(self._tries) + len(self._moves) >= self._limit
+        begun counts until it is done: it takes the same time from those who wait.
+
+        What a stall leaves behind is served, as far as `BURST` goes. More than that is no stall: the queue is kept
+        short from then on, until nobody had to be refused for `CALM_SECONDS`.
+        """
+        waiting = len(self._tries) + len(self._moves)
+        now = self._clock()
+        limit = self._limit if now < self._strict_until else self._limit * BURST
+        if waiting < limit:
+            return False
+        self._strict_until = now + CALM_SECONDS
+        return True
 
     def _refuse(self) -> None:
         """Refuse what has waited too long, and come back when the next would have. One timer for all."""

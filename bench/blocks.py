@@ -64,12 +64,29 @@ def ceiling(found: Results) -> str:
     table = markdown(RATE_HEADINGS, rows)
     idle, loaded = section.figures["idle_megabytes"], section.figures["loaded_megabytes"]
     memory = f"An API process takes {idle:.0f} MB before its first request, {loaded:.0f} MB after this section."
-    return f"{table}\n\n{memory}{_said(section.stamp)}"
+    return f"{table}\n\n{_bound(found, section.lines[line('order', HOT)], nothing)}{memory}{_said(section.stamp)}"
+
+
+def _bound(found: Results, order: Line, nothing: Line) -> str:
+    """What this machine would come to, if none of its cores ever waited."""
+    if found.machine is None:
+        return ""
+    most = found.machine.cores * 1000 / spread(_cpu_ms(order)).median
+    share = most / spread(nothing.per_second).median
+    return (
+        f"If none of the {found.machine.cores} cores were ever idle, orders on one SKU could come to {most:,.0f} a "
+        f"second at this cost, {share:.2f} of the no-op.\n\n"
+    )
+
+
+def _cpu_ms(one: Line) -> list[float]:
+    """CPU of everything that shares the machine, per cycle, in each round."""
+    return [sum(all) for all in zip(one.service_cpu_ms, one.postgres_cpu_ms, one.load_cpu_ms, strict=True)]
 
 
 RATE_HEADINGS = (
     "64 clients, one API process", "a second", "range", "of the no-op", "p50 ms", "p99 ms",
-    "CPU ms: service", "PostgreSQL", "clients", "failed",
+    "CPU ms: service", "PostgreSQL", "clients", "cores busy", "failed",
 )  # fmt: skip
 
 
@@ -80,6 +97,7 @@ def _rate_row(name: str, one: Line, nothing: Line) -> tuple[str, ...]:
         f"{ratio(one, nothing).median:.2f}",
         *_milliseconds(one),
         *(f"{spread(values).median:.2f}" for values in (one.service_cpu_ms, one.postgres_cpu_ms, one.load_cpu_ms)),
+        f"{spread([rate * ms / 1000 for rate, ms in zip(one.per_second, _cpu_ms(one), strict=True)]).median:.2f}",
         str(one.not_good),
     )
 

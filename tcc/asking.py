@@ -33,9 +33,10 @@ class Asking:
             answer = await self._stores.external(reservation.resource).ask(
                 reservation, tenant_id=context.tenant_id, attempt=attempt
             )
+            cap = answer.cap and answer.cap.astimezone(UTC)
         except Exception:  # our own mistake, not the gateway's: unknown like any other, and asked again
             log.exception("asking_failed", resource=reservation.resource, reservation_id=str(reservation.id))
-            answer = Answer(event=None, exchanges=[])
+            answer, cap = Answer(event=None, exchanges=[]), None
         for exchange in answer.exchanges:
             self._metrics.external_calls.labels(reservation.resource, exchange.operation, exchange.outcome).inc()
         attention = answer.attention
@@ -50,7 +51,7 @@ class Asking:
             transaction_id=reservation.transaction_id,
             event=answer.event or Event.POSTPONE,
             reason=answer.refusal,
-            cap=answer.cap and answer.cap.astimezone(UTC),
+            cap=cap,
             detail=answer.detail,
             exchanges=answer.exchanges or None,
             attention=attention,

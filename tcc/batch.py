@@ -58,8 +58,9 @@ SURPRISE: Final = 0.1
 MANY_SURPRISES: Final = 0.3
 """About this share of the last ten batches: to try the short way in vain costs more than what it saves then."""
 
+STALL_SECONDS: Final = 1.0
 BURST: Final = 3
-"""What a stall leaves behind may be so many times as long as the queue that is kept when there is always more to do."""
+"""How long the queue may be longer than it is to be, and how many times as long, before that is no stall any more."""
 
 CALM_SECONDS: Final = 1.0
 """How long after it refused somebody the service still takes the crowd for one that stays."""
@@ -115,8 +116,10 @@ class Batcher:
         self._metrics = metrics
         self._batch = batch
         self._limit = queue
+        self._full_since: float | None = None
+        """Since when whoever came has found the queue full, on the event loop's clock."""
         self._strict_until = 0.0
-        """Until when the queue is kept short, on the event loop's clock."""
+        """Until when nobody is to make it longer than that."""
         self._moves: deque[_Waiting] = deque()
         self._tries: deque[_Waiting] = deque()
         """Both in the order of their arrival."""
@@ -162,13 +165,18 @@ class Batcher:
         """Whether more is begun than is done, so that whoever would begin more had better come back later. What is
         begun counts until it is done: it takes the same time from those who wait.
 
-        What a stall leaves behind is served, as far as `BURST` goes. More than that is no stall: the queue is kept
-        short from then on, until nobody had to be refused for `CALM_SECONDS`.
+        What a stall leaves behind is served. A crowd that has been there for `STALL_SECONDS`, or is `BURST` times as
+        long as the queue may be, is none: the queue is kept short then, until nobody was refused for `CALM_SECONDS`.
         """
-        waiting = len(self._tries) + len(self._moves)
         now = self._clock()
-        limit = self._limit if now < self._strict_until else self._limit * BURST
-        if waiting < limit:
+        waiting = len(self._tries) + len(self._moves)
+        if waiting < self._limit:
+            self._full_since = None
+            return False
+        if self._full_since is None:
+            self._full_since = now
+        stays = now - self._full_since >= STALL_SECONDS or waiting >= self._limit * BURST
+        if not stays and now >= self._strict_until:
             return False
         self._strict_until = now + CALM_SECONDS
         return True
@@ -183,6 +191,7 @@ class Batcher:
                 self._fail([waiting.popleft()], Overloaded())
                 refused += 1
         if refused:
+            self._strict_until = self._clock() + CALM_SECONDS
             log.warning("waited_too_long", database=self.database.name, refused=refused)
         if oldest := [waiting[0].since for waiting in (self._moves, self._tries) if waiting]:
             self._refusing = asyncio.get_running_loop().call_at(min(oldest) + WAIT_SECONDS, self._refuse)

@@ -473,13 +473,19 @@ async def test_whole_orders_in_any_order_never_deadlock(start_service: OpenServi
     assert await broken(services[0]) == []
 
 
+@pytest.mark.parametrize(("stall_seconds", "served"), [(600.0, (15, 5)), (0.0, (5, 5))])
 async def test_a_burst_is_served_and_a_crowd_that_stays_is_overloaded(
-    start_service: OpenService, database_url: str, monkeypatch: pytest.MonkeyPatch
+    stall_seconds: float,
+    served: tuple[int, ...],
+    start_service: OpenService,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(batch, "STALL_SECONDS", stall_seconds)
     monkeypatch.setattr(batch, "CALM_SECONDS", 600.0)
     service = start_service(TCC_QUEUE_SIZE="5", TCC_BATCH_SIZE="1")
     await put_stock(service, "MUG", 100)
-    for accepted in (15, 5):  # the first crowd might be what a stall left behind
+    for accepted in served:
         async with raw(database_url) as holder:
             async with holder.transaction():
                 await holder.execute("SELECT FROM inventory_items FOR UPDATE")
@@ -491,7 +497,8 @@ async def test_a_burst_is_served_and_a_crowd_that_stays_is_overloaded(
                 assert {type(task.exception()) for task in done} == {Overloaded}
             outcomes = await asyncio.gather(first, *waiting)
         assert {outcome.code for outcome in outcomes} == {DONE}
-    assert await shelf(service, "MUG") == (78, 22, 0)
+    held = sum(served) + len(served)
+    assert await shelf(service, "MUG") == (100 - held, held, 0)
 
 
 async def test_shutting_down_finishes_what_was_accepted(start_service: OpenService) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import suppress
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from tcc.groups import Group
 from tcc.ids import new_id
 from tcc.knowledge import Transaction
 from tcc.machine import Event, Reason, State
+from tcc.resource import Answer
 from tcc.service import Service
 from tcc.sweeps import Sweeper
 from tests.client import whole_order
@@ -197,6 +199,23 @@ async def test_cancelling_while_the_authorisation_is_unknown_gives_it_back(
     assert effects_at_the_gateway(sandbox, payment_of(transaction)) == ["authorise", "void"]
     assert ended[transaction.view.id].view.state is State.CANCELLED
     assert await shelf(worker, "MUG") == (1, 0, 0)
+
+
+async def test_an_answer_that_no_clock_can_hold_is_an_attempt_like_any_other(
+    start_service: OpenService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = start_service(TCC_MAX_ATTEMPTS="1")
+    held = (await hold(service, "payments", card())).view
+    assert held is not None
+    lapses = datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))
+
+    async def nonsense(*args: object, **kwargs: object) -> Answer:
+        return Answer(event=Event.TRY_SUCCEEDED, exchanges=[], cap=lapses)
+
+    monkeypatch.setattr(service.stores.external("payments"), "ask", nonsense)
+    view = (await service.reserver.settle(CONTEXT, held)).outcomes[0].view
+    assert view is not None
+    assert (view.state, view.attention) == (State.TRYING, "Asked 1 times without an answer.")
 
 
 @pytest.mark.parametrize("event", [Event.CONFIRM, Event.CANCEL])

@@ -18,8 +18,8 @@ from tcc.dev.servers import PostgresServer
 
 
 @click.command()
-@click.option("--tries", default=100_000, show_default=True)
-@click.option("--skus", default=SKUS, show_default=True, help="The units that they are on.")
+@click.option("--tries", type=click.IntRange(min=1), default=100_000, show_default=True)
+@click.option("--skus", type=click.IntRange(min=1), default=SKUS, show_default=True, help="The units that they are on.")
 @click.option(
     "--serving",
     type=click.FloatRange(min=1),

@@ -134,6 +134,7 @@ async def _purge(stage: Stage, url: str) -> tuple[int, float]:
 _STATEMENTS = f"""
 SELECT query, calls, total_exec_time AS milliseconds, rows, wal_bytes::float8 AS wal_bytes FROM pg_stat_statements
 WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND query NOT LIKE '%pg_stat_statements%'
 ORDER BY total_exec_time DESC LIMIT {_SHOWN}"""
 _WRITES = re.compile(r"(?<!FOR )(?<!KEY )(INSERT INTO|UPDATE|DELETE FROM)\s+(\w+)")
 _WORDS = {"INSERT INTO": "insert", "UPDATE": "update", "DELETE FROM": "delete"}

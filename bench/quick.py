@@ -27,9 +27,9 @@ NOOP = "no-op"
 
 
 @click.command()
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--seconds", default=1.5, show_default=True, help="Of each round.")
-@click.option("--clients", default=64, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--seconds", type=click.FloatRange(min=0.2), default=1.5, show_default=True, help="Of each round.")
+@click.option("--clients", type=click.IntRange(min=1), default=64, show_default=True)
 def main(rounds: int, seconds: float, clients: int) -> None:
     """Measure, and print a table.
 

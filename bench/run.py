@@ -48,17 +48,31 @@ QUICK = Sizes(rounds=1, seconds=0.5, history=20_000, tries=2_000, transactions=2
 
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice(SECTIONS), help="This section; may be given several times.")
-@click.option("--rounds", default=USUAL.rounds, show_default=True)
-@click.option("--seconds", default=USUAL.seconds, show_default=True, help="Of each contestant's turn in a round.")
-@click.option("--history", "past", default=USUAL.history, show_default=True, help="Past reservations.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=USUAL.rounds, show_default=True, help="Turns of each contestant."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.2), default=USUAL.seconds, show_default=True, help="Of each turn."
+)
+@click.option(
+    "--history",
+    "past",
+    type=click.IntRange(min=10_000),
+    default=USUAL.history,
+    show_default=True,
+    help="Past reservations; five million take 10 GB of disk.",
+)
 @click.option("--quick", is_flag=True, help="Only to see that it works: everything small, and nothing is kept.")
 def main(only: tuple[str, ...], rounds: int, seconds: float, past: int, quick: bool) -> None:
-    """Measure, and write docs/performance.md.
+    """Measure, and write docs/performance.md, the plots beside it, and README.md's table.
+
+    A section that isn't measured keeps what it had, unless that is of another machine or of other versions. To have
+    everything back as it was: git checkout README.md docs bench/results.json
 
     \b
     Examples:
-      python -m bench.run --only peers --rounds 5
-      python -m bench.run --quick
+      make bench ARGS="--only peers --rounds 5"
+      make bench ARGS="--quick"
     """
     sizes = QUICK if quick else Sizes(rounds=rounds, seconds=seconds, history=past)
     console = Console()
@@ -98,8 +112,8 @@ def _measure(console: Console, known: Results, sections: tuple[str, ...], sizes:
                 sizes,
                 lambda what, section=section: progress.update(task, description=f"{section}: {what}"),  # type: ignore[misc]
             )
-            if section == sections[0]:
-                _same_machine(known, describe(run.stage()))
+            if section == sections[0] and _forgets(known, describe(run.stage())):
+                console.print("What was measured on another machine, or with other versions, is forgotten.")
             run.tell("starting")
             began = time.perf_counter()
             try:
@@ -111,13 +125,15 @@ def _measure(console: Console, known: Results, sections: tuple[str, ...], sizes:
     return failed
 
 
-def _same_machine(known: Results, here: Machine) -> None:
-    """Forget what was found out on another machine, or with other versions."""
+def _forgets(known: Results, here: Machine) -> bool:
+    """Forget what was found out on another machine, or with other versions. Whether there was any."""
     before = known.machine
-    if before is not None and _fixed(before) != _fixed(here):
+    other = before is not None and _fixed(before) != _fixed(here)
+    if other:
         for section in SECTIONS:
             setattr(known, section, None)
     known.machine = here
+    return other
 
 
 def _fixed(machine: Machine) -> tuple[object, ...]:

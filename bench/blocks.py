@@ -71,7 +71,7 @@ def _bound(found: Results, order: Line, nothing: Line) -> str:
     """What this machine would come to, if none of its cores ever waited."""
     if found.machine is None:
         return ""
-    most = found.machine.cores * 1000 / spread(_cpu_ms(order)).median
+    most = found.machine.cores * 1000 / spread(_all_cpu_ms(order)).median
     share = most / spread(nothing.per_second).median
     return (
         f"If none of the {found.machine.cores} cores were ever idle, orders on one SKU could come to {most:,.0f} a "
@@ -79,7 +79,7 @@ def _bound(found: Results, order: Line, nothing: Line) -> str:
     )
 
 
-def _cpu_ms(one: Line) -> list[float]:
+def _all_cpu_ms(one: Line) -> list[float]:
     """CPU of everything that shares the machine, per cycle, in each round."""
     return [sum(all) for all in zip(one.service_cpu_ms, one.postgres_cpu_ms, one.load_cpu_ms, strict=True)]
 
@@ -97,7 +97,7 @@ def _rate_row(name: str, one: Line, nothing: Line) -> tuple[str, ...]:
         f"{ratio(one, nothing).median:.2f}",
         *_milliseconds(one),
         *(f"{spread(values).median:.2f}" for values in (one.service_cpu_ms, one.postgres_cpu_ms, one.load_cpu_ms)),
-        f"{spread([rate * ms / 1000 for rate, ms in zip(one.per_second, _cpu_ms(one), strict=True)]).median:.2f}",
+        f"{spread([rate * ms / 1000 for rate, ms in zip(one.per_second, _all_cpu_ms(one), strict=True)]).median:.2f}",
         str(one.not_good),
     )
 

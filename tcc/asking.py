@@ -34,7 +34,7 @@ class Asking:
                 reservation, tenant_id=context.tenant_id, attempt=attempt
             )
             cap = answer.cap and answer.cap.astimezone(UTC)
-        except Exception:  # our own mistake, not the gateway's: unknown like any other, and asked again
+        except Exception:  # our own mistake, or a time that no clock can hold: unknown like any other
             log.exception("asking_failed", resource=reservation.resource, reservation_id=str(reservation.id))
             answer, cap = Answer(event=None, exchanges=[]), None
         for exchange in answer.exchanges:
